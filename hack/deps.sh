@@ -1,0 +1,188 @@
+#!/bin/sh
+# deps.sh, behind "make deps": gives a Debian 12 or 13 machine what SPFS and
+# its tests need.
+#
+#   - installs the Debian packages below, only those that are missing;
+#   - leaves an executable bin/criu for which "bin/criu check" succeeds: the
+#     machine's own CRIU where that works, else Debian trixie's, unpacked with
+#     its libraries under .deps/, the system untouched.
+#
+# Nothing is done twice: when all is there it takes a fraction of a second.
+set -eu
+
+packages="bindfs fuse3 sshfs openssh-client openssh-server
+	gcc libc6-dev make
+	iproute2 mount procps psmisc util-linux"
+
+# Debian 12's CRIU 3.17 takes the vDSO of kernels since 6.13 for broken, so
+# its successor in Debian is taken, with the libraries it was linked to.
+criu_suite=trixie
+criu_packages="criu libbsd0 libc6 libcap2 libffi8 libgcc-s1 libgmp10 libgnutls30t64
+	libhogweed6t64 libidn2-0 libjansson4 libmd0 libmnl0 libnet1 libnettle8t64
+	libnftables1 libnftnl11 libnl-3-200 libp11-kit0 libprotobuf-c1 libtasn1-6
+	libunistring5 libuuid1 libxtables12"
+criu_least=4.0
+
+say() { echo "deps: $*"; }
+die() { echo "deps: $*" >&2; exit 1; }
+
+cd "$(dirname "$0")/.."
+here=$(pwd)
+
+[ "$(id -u)" = 0 ] || die "must run as root: it installs packages, and CRIU works for root only"
+command -v apt-get >/dev/null || die "no apt-get here: install $(echo $packages) and CRIU $criu_least or newer (as bin/criu) by other means"
+
+mkdir -p .deps bin
+# One at a time per checkout; the lock goes with this process.
+exec 9>.deps/lock
+flock 9
+
+install_packages() {
+	missing=
+	for p in $packages; do
+		case $(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null) in
+		installed) ;;
+		*) missing="$missing $p" ;;
+		esac
+	done
+	[ -n "$missing" ] || return 0
+	say "installing$missing"
+	# A policy-rc.d answers 101 to whoever would start sshd on this machine:
+	# the tests start one of their own.
+	policy=
+	if [ ! -e /usr/sbin/policy-rc.d ]; then
+		policy=/usr/sbin/policy-rc.d
+		trap 'rm -f "$policy"' EXIT
+		printf '#!/bin/sh\nexit 101\n' >"$policy"
+		chmod 755 "$policy"
+	fi
+	apt-get -qq update
+	DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install $missing >.deps/apt.log 2>&1 9>&- ||
+		{ tail -n 20 .deps/apt.log >&2; die "apt-get could not install$missing (log: .deps/apt.log)"; }
+	if [ -n "$policy" ]; then
+		rm -f "$policy"
+		trap - EXIT
+	fi
+}
+
+# works PATH: whether the CRIU at PATH is new enough and runs on this kernel.
+works() {
+	[ -x "$1" ] || return 1
+	v=$("$1" --version 2>/dev/null | sed -n 's/^Version: *//p') || return 1
+	[ -n "$v" ] || return 1
+	[ "$(printf '%s\n' "$criu_least" "$v" | sort -V | head -n 1)" = "$criu_least" ] || return 1
+	"$1" check >.deps/check.log 2>&1 9>&-
+}
+
+# debian_sources FILE...: those entries of apt's own configuration that name
+# this machine's Debian release, in both of its formats, with the suite
+# replaced; security, updates and backports are suites of other names.
+debian_sources() {
+	for f in "$@"; do
+		[ -f "$f" ] || continue
+		case $f in
+		*.sources)
+			awk -v codename="$VERSION_CODENAME" -v suite="$criu_suite" '
+			function words(s, want,   i, n, w) {
+				n = split(s, w, /[ \t\n]+/)
+				for (i = 1; i <= n; i++) if (w[i] == want) return 1
+				return 0
+			}
+			function flush() {
+				if (words(types, "deb") && words(suites, codename) && words(comps, "main") && enabled != "no")
+					printf "Types: deb\nSuites: %s\nComponents: main\n%s\n", suite, rest
+				types = suites = comps = enabled = rest = field = ""
+			}
+			/^#/ { next }
+			/^[ \t]*$/ { flush(); next }
+			/^[^ \t]/ { field = tolower($0); sub(/:.*/, "", field) }
+			{ value = $0; if (value ~ /^[^ \t]/) sub(/^[^:]*:/, "", value) }
+			field == "types" { types = types " " value; next }
+			field == "suites" { suites = suites " " value; next }
+			field == "components" { comps = comps " " value; next }
+			field == "enabled" { enabled = tolower(value); gsub(/[ \t]/, "", enabled); next }
+			{ rest = rest $0 "\n" }
+			END { flush() }' "$f" >>"$new/sources/spfs.sources"
+			;;
+		*.list)
+			awk -v codename="$VERSION_CODENAME" -v suite="$criu_suite" '
+			$1 == "deb" {
+				sub(/#.*/, "")
+				options = ""
+				if (match($0, /\[[^]]*\]/)) {
+					options = substr($0, RSTART, RLENGTH) " "
+					$0 = substr($0, 1, RSTART - 1) " " substr($0, RSTART + RLENGTH)
+				}
+				if ($3 != codename) next
+				for (i = 4; i <= NF; i++)
+					if ($i == "main") { print "deb " options $2 " " suite " main"; next }
+			}' "$f" >>"$new/sources/spfs.list"
+			;;
+		esac
+	done
+}
+
+# unpack_criu: .deps/criu, a prefix with CRIU and every library it loads.
+unpack_criu() {
+	. /etc/os-release
+	[ "${ID:-}" = debian ] && [ -n "${VERSION_CODENAME:-}" ] ||
+		die "this is not a release of Debian, and its own CRIU is missing, older than $criu_least or fails \"criu check\": put one that works at bin/criu"
+	case $(dpkg --print-architecture) in
+	amd64) ;;
+	*) die "SPFS is for amd64 only" ;;
+	esac
+	new=$here/.deps/criu.new
+	rm -rf "$new"
+	mkdir -p "$new/sources" "$new/lists/partial" "$new/cache/archives/partial" "$new/debs" "$new/root"
+	debian_sources /etc/apt/sources.list /etc/apt/sources.list.d/*.sources /etc/apt/sources.list.d/*.list
+	[ -s "$new/sources/spfs.sources" ] || rm -f "$new/sources/spfs.sources"
+	[ -s "$new/sources/spfs.list" ] || rm -f "$new/sources/spfs.list"
+	[ -n "$(ls "$new/sources")" ] ||
+		die "no entry for Debian $VERSION_CODENAME main in apt's configuration (/etc/apt/sources.list, sources.list.d) to fetch CRIU from"
+
+	say "fetching CRIU from Debian $criu_suite into .deps/criu"
+	set -- -qq -o Dir::Etc::sourcelist=/dev/null -o "Dir::Etc::sourceparts=$new/sources" \
+		-o "Dir::State::Lists=$new/lists" -o "Dir::Cache=$new/cache" \
+		-o APT::Sandbox::User=root -o Acquire::Languages=none \
+		-o "APT::Default-Release=$criu_suite"
+	# A repository of another maker without this suite does not matter as
+	# long as the packages come; whether they do is the next command's word.
+	apt-get "$@" update 2>"$new/apt.log" || :
+	(cd "$new/debs" && apt-get "$@" download $criu_packages) >>"$new/apt.log" 2>&1 ||
+		{ tail -n 20 "$new/apt.log" >&2; die "apt-get could not fetch CRIU from Debian $criu_suite"; }
+	for d in "$new"/debs/*.deb; do
+		dpkg -x "$d" "$new/root"
+	done
+	rm -rf "$here/.deps/criu"
+	mv "$new/root" "$here/.deps/criu"
+	rm -rf "$new"
+}
+
+# The script finds the prefix from where it lies itself, so the checkout may
+# move. It ends in exec: pid and every descriptor stay, as "criu swrk FD" and
+# --inherit-fd need it.
+write_wrapper() {
+	cat >bin/criu.new <<'WRAPPER'
+#!/bin/sh
+# Written by hack/deps.sh: Debian's CRIU with its own C library.
+self=$(readlink -f "$0")
+root=${self%/*/*}/.deps/criu
+lib=$root/usr/lib/x86_64-linux-gnu
+exec "$lib/ld-linux-x86-64.so.2" --argv0 criu --library-path "$lib" "$root/usr/sbin/criu" "$@"
+WRAPPER
+	chmod 755 bin/criu.new
+	mv -f bin/criu.new bin/criu
+}
+
+install_packages
+if ! works bin/criu; then
+	own=$(PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin command -v criu || :)
+	if [ -n "$own" ] && works "$own"; then
+		ln -sfn "$own" bin/criu
+	else
+		unpack_criu
+		write_wrapper
+		works bin/criu || { cat .deps/check.log >&2; die "\"bin/criu check\" fails on this machine's kernel"; }
+	fi
+	say "bin/criu is CRIU $(bin/criu --version | sed -n 's/^Version: *//p')"
+fi
