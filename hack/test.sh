@@ -1,0 +1,61 @@
+#!/bin/sh
+# test.sh PART…, behind "make test" and its parts:
+#
+#   check  gofmt, go vet, staticcheck
+#   fuzz   each fuzz target for FUZZTIME
+#   unit   the packages' own tests, with the race detector where it can run
+#   e2e    the commands on real FUSE daemons, real CRIU and real clients
+#
+# Stops at the first part that fails, and says which and what to do next.
+set -u
+cd "$(dirname "$0")/.."
+: "${GO:=go}" "${FUZZTIME:=3s}" "${STATICCHECK:=honnef.co/go/tools/cmd/staticcheck@v0.6.1}"
+
+[ "$(id -u)" = 0 ] || {
+	echo "make test: must run as root: the tests mount file systems and trace processes" >&2
+	exit 1
+}
+
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+
+contained() { "$tmp/contained" "$@"; }
+
+check() {
+	unformatted=$(gofmt -l $($GO list -f '{{.Dir}}' ./...)) || return 1
+	[ -z "$unformatted" ] || {
+		echo "not formatted by gofmt:" $unformatted >&2
+		return 1
+	}
+	$GO vet ./... && $GO run "$STATICCHECK" ./...
+}
+
+fuzz() {
+	for package in $($GO list ./...); do
+		for target in $($GO test -list '^Fuzz' "$package" | grep '^Fuzz'); do
+			contained $GO test -run '^$' -fuzz "^$target\$" -fuzztime "$FUZZTIME" "$package" || return 1
+		done
+	done
+}
+
+unit() {
+	race=
+	# The race detector needs cgo and a C compiler.
+	[ "$($GO env CGO_ENABLED)" = 1 ] && command -v gcc >/dev/null && race=-race
+	contained $GO test $race -count=1 -timeout 10m $($GO list ./... | grep -v '/test$')
+}
+
+e2e() {
+	$GO test -count=1 -timeout 20m ./test
+}
+
+$GO build -o "$tmp/contained" ./test/cmd/contained || exit 1
+for part in "$@"; do
+	echo "== $part"
+	began=$(date +%s)
+	"$part" || {
+		echo "make test: $part failed, see above; again alone: make $part" >&2
+		exit 1
+	}
+	echo "== $part: passed in $(($(date +%s) - began)) s"
+done

@@ -1,0 +1,113 @@
+package rig
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"sync"
+)
+
+// Checkout is the top directory of the source tree.
+var Checkout = func() string {
+	_, file, _, _ := runtime.Caller(0)
+	return filepath.Join(filepath.Dir(file), "..", "..")
+}()
+
+// Programs holds the paths of what is built once per run.
+type Programs struct {
+	SPFS, Swap                                      string // under test
+	Counter, Puppet, Container, Loopback, Contained string // fixtures
+	CRIU                                            string // bin/criu, from "make deps"
+}
+
+var built struct {
+	sync.Mutex
+	dir  string
+	err  error
+	done bool
+}
+
+// Build returns the programs, building them first if this process has not.
+// What is missing on the machine fails t, and is named.
+func Build(t T) Programs {
+	t.Helper()
+	built.Lock()
+	defer built.Unlock()
+	if !built.done {
+		built.done = true
+		built.dir, built.err = build()
+	}
+	if built.err != nil {
+		t.Fatalf("%v", built.err)
+	}
+	at := func(name string) string { return filepath.Join(built.dir, name) }
+	return Programs{
+		SPFS: at("spfs"), Swap: at("spfs-swap"),
+		Counter: at("counter"), Puppet: at("puppet"), Container: at("container"), Loopback: at("loopback"),
+		Contained: at("contained"),
+		CRIU:      filepath.Join(Checkout, "bin", "criu"),
+	}
+}
+
+// RemoveBuilt removes what Build made. Call it when all tests are over.
+func RemoveBuilt() {
+	built.Lock()
+	defer built.Unlock()
+	if built.dir != "" {
+		os.RemoveAll(built.dir)
+	}
+	built.dir, built.done = "", false
+}
+
+func build() (dir string, err error) {
+	for _, need := range []struct{ path, pkg string }{
+		{"bindfs", "bindfs"}, {"sshfs", "sshfs"}, {"fusermount3", "fuse3"}, {"gcc", "gcc"},
+		{"/usr/sbin/sshd", "openssh-server"}, {"ssh-keygen", "openssh-client"},
+		{filepath.Join(Checkout, "bin", "criu"), ""},
+	} {
+		if _, err := exec.LookPath(need.path); err == nil {
+			continue
+		} else if need.pkg == "" {
+			return "", fmt.Errorf("%s is missing: run \"make deps\"", need.path)
+		}
+		return "", fmt.Errorf("%s is missing: run \"make deps\", or install the package %s", need.path, need.pkg)
+	}
+
+	dir, err = os.MkdirTemp("", "programs-")
+	if err != nil {
+		return "", err
+	}
+	defer func() {
+		if err != nil {
+			os.RemoveAll(dir)
+		}
+	}()
+	for name, pkg := range map[string]string{
+		"spfs": "./cmd/spfs", "spfs-swap": "./cmd/spfs-swap", "loopback": "./test/fixture/loopback",
+		"contained": "./test/cmd/contained",
+	} {
+		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, name), pkg)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if err := compile(cmd); err != nil {
+			return "", err
+		}
+	}
+	for _, name := range []string{"counter", "puppet", "container"} {
+		source := filepath.Join("test", "fixture", name+".c")
+		if err := compile(exec.Command("gcc", "-std=gnu11", "-static", "-O2", "-Wall", "-Wextra", "-Werror",
+			"-pthread", "-o", filepath.Join(dir, name), source)); err != nil {
+			return "", err
+		}
+	}
+	return dir, nil
+}
+
+func compile(cmd *exec.Cmd) error {
+	cmd.Dir = Checkout
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%v: %w\n%s", cmd.Args, err, out)
+	}
+	return nil
+}
