@@ -10,7 +10,9 @@ import (
 )
 
 // commands holds one entry per command, each defined in the file of its name.
-var commands = []*cli.Command{}
+var commands = []*cli.Command{
+	dumpCommand,
+}
 
 func main() {
 	app := &cli.App{

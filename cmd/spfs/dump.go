@@ -1,0 +1,56 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/urfave/cli/v2"
+
+	"spfs/criuhook"
+	"spfs/internal/exit"
+)
+
+var dumpCommand = &cli.Command{
+	Name:      "dump",
+	Usage:     "checkpoint a process tree that uses FUSE mounts, with CRIU",
+	ArgsUsage: "[-- CRIU OPTIONS]",
+	Description: `Every FUSE mount in the tree's mount namespace is left out of the
+checkpoint; what "spfs restore" must know of it goes into spfs.manifest in the
+image directory. The daemons must run outside the tree. Unless --leave-running
+is given the tree is killed. If the dump fails the tree runs on.
+
+CRIU's own options follow "--", such as: -- --tcp-established --shell-job`,
+	Flags: []cli.Flag{
+		&cli.IntFlag{Name: "tree", Usage: "checkpoint process `PID` and all its descendants"},
+		&cli.StringFlag{Name: "images-dir", Usage: "write the checkpoint into `DIR`, which exists and holds none"},
+		&cli.BoolFlag{Name: "leave-running", Usage: "let the tree go on afterwards"},
+		criuFlag,
+	},
+	Action: dump,
+}
+
+var criuFlag = &cli.StringFlag{Name: "criu", Usage: "use the CRIU at `PATH` (default: beside spfs, then in $PATH)"}
+
+func dump(c *cli.Context) error {
+	if c.Int("tree") <= 0 {
+		return exit.Usage("--tree PID is needed, a positive number")
+	}
+	if c.String("images-dir") == "" {
+		return exit.Usage("--images-dir DIR is needed")
+	}
+	done, err := criuhook.Dump(c.Context, criuhook.DumpOptions{
+		Tree:         c.Int("tree"),
+		Images:       c.String("images-dir"),
+		LeaveRunning: c.Bool("leave-running"),
+		CRIU:         c.String("criu"),
+		Extra:        c.Args().Slice(),
+	})
+	if err != nil {
+		return err
+	}
+	for _, fs := range done.Manifest.FileSystems {
+		for _, m := range fs.Mounts {
+			fmt.Printf("%s: %s of %s, %d files recorded\n", m.Point, fs.Type, fs.Source, len(fs.Nodes))
+		}
+	}
+	return nil
+}

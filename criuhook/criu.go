@@ -1,0 +1,148 @@
+package criuhook
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	criu "github.com/checkpoint-restore/go-criu/v7"
+	"golang.org/x/sys/unix"
+
+	"spfs/internal/exit"
+)
+
+// leastCRIU is the oldest version that takes mounts as this package gives
+// them, in go-criu's notation.
+const leastCRIU = 40000
+
+const criuAdvice = "CRIU 4.0 or newer is needed: \"make deps\" leaves one at bin/criu, --criu names another"
+
+// findCRIU returns the CRIU to run: the one named; else the one beside this
+// program, where "make deps" leaves it; else the machine's. It refuses one
+// that is too old.
+func findCRIU(named string) (string, error) {
+	path := named
+	if path == "" {
+		if self, err := os.Executable(); err == nil {
+			beside := filepath.Join(filepath.Dir(self), "criu")
+			if unix.Access(beside, unix.X_OK) == nil {
+				path = beside
+			}
+		}
+	}
+	if path == "" {
+		path = "criu"
+	}
+	found, err := exec.LookPath(path)
+	if err != nil {
+		return "", exit.Refuse(fmt.Errorf("no CRIU: %w; %s", err, criuAdvice))
+	}
+	c := criu.MakeCriu()
+	c.SetCriuPath(found)
+	version, err := c.GetCriuVersion()
+	if err != nil {
+		return "", exit.Refuse(fmt.Errorf("%s does not answer as CRIU does (%v); %s", found, err, criuAdvice))
+	}
+	if version < leastCRIU {
+		return "", exit.Refuse(fmt.Errorf("%s is CRIU %d.%d, which is too old; %s", found, version/10000, version/100%100, criuAdvice))
+	}
+	return found, nil
+}
+
+// openImages opens an existing image directory.
+func openImages(dir string) (*os.File, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, exit.Refuse(err)
+	}
+	f, err := os.OpenFile(abs, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, exit.Refuse(fmt.Errorf("image directory: %w", err))
+	}
+	return f, nil
+}
+
+// criuError is what CRIU said when it failed.
+type criuError struct {
+	doing string
+	log   string   // its file
+	lines []string // the last errors in it
+	err   error    // what go-criu made of it
+}
+
+func (e *criuError) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "CRIU could not %s", e.doing)
+	if len(e.lines) == 0 {
+		fmt.Fprintf(&b, ": %v", e.err)
+	}
+	fmt.Fprintf(&b, " (its log: %s)", e.log)
+	for _, l := range e.lines {
+		fmt.Fprintf(&b, "\n  %s", l)
+	}
+	return b.String()
+}
+
+func (e *criuError) Unwrap() error { return e.err }
+
+// shownErrors is how many of CRIU's error lines are shown: the cause is
+// seldom the last, which only says that all of it failed.
+const shownErrors = 5
+
+// criuFailed makes an error of what CRIU logged.
+func criuFailed(doing string, dir *os.File, log string, err error) error {
+	e := &criuError{doing: doing, log: filepath.Join(dir.Name(), log), err: err}
+	f, openErr := openIn(dir, log, unix.O_RDONLY)
+	if openErr != nil {
+		if errors.Is(openErr, fs.ErrNotExist) {
+			return fmt.Errorf("CRIU would not %s (it wrote no log): %w; an option after \"--\" may be none of its, or have a value it does not take", doing, oneLine(err))
+		}
+		return e
+	}
+	defer f.Close()
+	e.lines = errorLines(bufio.NewReader(f))
+	return e
+}
+
+// errorLines returns the last lines of a CRIU log that tell of errors, each
+// from "Error" on.
+func errorLines(r *bufio.Reader) []string {
+	var last []string
+	for {
+		line, err := r.ReadString('\n')
+		if i := strings.Index(line, "Error ("); i >= 0 && !harmless(line) {
+			line = strings.TrimSpace(line[i:])
+			if n := len(last); n == 0 || last[n-1] != line {
+				last = append(last, line)
+			}
+			if len(last) > shownErrors {
+				last = last[1:]
+			}
+		}
+		if err != nil {
+			return last
+		}
+	}
+}
+
+// harmless tells what CRIU logs as an error and goes on after: it always
+// tries to raise its own limits, which root may not without
+// CAP_SYS_RESOURCE.
+func harmless(line string) bool {
+	return strings.Contains(line, "rlimit: Can't setup RLIMIT_NOFILE for self")
+}
+
+// oneLine is err with its lines joined, as errors.Join makes several.
+func oneLine(err error) error {
+	return flattened{err}
+}
+
+type flattened struct{ error }
+
+func (f flattened) Error() string { return strings.ReplaceAll(f.error.Error(), "\n", "; ") }
+func (f flattened) Unwrap() error { return f.error }

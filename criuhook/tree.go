@@ -1,0 +1,166 @@
+package criuhook
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
+	"spfs/internal/mounts"
+)
+
+// treeMount is one FUSE mount in the mount namespace of the tree's root.
+type treeMount struct {
+	*mountinfo.Info
+	key string // for CRIU's --external
+}
+
+func (m *treeMount) dev() uint64 { return unix.Mkdev(uint32(m.Major), uint32(m.Minor)) }
+
+// isFUSE tells FUSE's file system types, with and without a subtype, from
+// fusectl and the like (fs/fuse/inode.c: fuse_fs_type, fuseblk_fs_type).
+func isFUSE(fstype string) bool {
+	kind, _, _ := strings.Cut(fstype, ".")
+	return kind == "fuse" || kind == "fuseblk"
+}
+
+// fuseMounts lists the FUSE mounts in the mount namespace of a process, each
+// with a key of its own.
+func fuseMounts(pid int) ([]treeMount, error) {
+	all, err := mountinfo.PidMountInfo(pid)
+	if err != nil {
+		return nil, fmt.Errorf("the mounts of process %d: %w", pid, err)
+	}
+	var mounted []treeMount
+	for _, m := range all {
+		if isFUSE(m.FSType) {
+			mounted = append(mounted, treeMount{m, fmt.Sprintf("spfs-%d", len(mounted))})
+		}
+	}
+	return mounted, nil
+}
+
+// tree lists the processes of a tree, the root first.
+func tree(root int) ([]int, error) {
+	pids := []int{root}
+	for i := 0; i < len(pids); i++ {
+		// A child is listed under the thread that made it.
+		lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pids[i]))
+		if err != nil {
+			return nil, err
+		}
+		if i == 0 && len(lists) == 0 {
+			return nil, fmt.Errorf("there is no process %d", root)
+		}
+		for _, l := range lists {
+			b, err := os.ReadFile(l)
+			if err != nil {
+				continue // the thread ended since
+			}
+			for _, s := range strings.Fields(string(b)) {
+				pid, err := strconv.Atoi(s)
+				if err != nil {
+					return nil, fmt.Errorf("%s: %w", l, err)
+				}
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids, nil
+}
+
+// describe names a process in a message.
+func describe(pid int) string {
+	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err != nil {
+		return strconv.Itoa(pid)
+	}
+	return fmt.Sprintf("%d (%s)", pid, strings.TrimSpace(string(comm)))
+}
+
+// refuseDaemons returns an error naming the first process of the tree that
+// serves a FUSE connection itself.
+func refuseDaemons(pids []int, mounted []treeMount) error {
+	for _, pid := range pids {
+		dir := fmt.Sprintf("/proc/%d/fd", pid)
+		fds, err := os.ReadDir(dir)
+		if err != nil {
+			if errors.Is(err, fs.ErrNotExist) {
+				continue // it ended since
+			}
+			return fmt.Errorf("the descriptors of process %s: %w", describe(pid), err)
+		}
+		for _, fd := range fds {
+			link, err := os.Readlink(filepath.Join(dir, fd.Name()))
+			if err != nil || !strings.HasSuffix(link, "/fuse") {
+				continue
+			}
+			info, err := os.ReadFile(fmt.Sprintf("/proc/%d/fdinfo/%s", pid, fd.Name()))
+			if err != nil {
+				continue
+			}
+			connection, ok := fuseConnection(string(info))
+			if !ok {
+				continue
+			}
+			return fmt.Errorf("process %s, fd %s: it is the daemon of %s: its daemon is part of the tree, "+
+				"which spfs cannot dump; run the daemon outside the tree",
+				describe(pid), fd.Name(), servedBy(connection, mounted))
+		}
+	}
+	return nil
+}
+
+// fuseConnection returns the number in fdinfo's "fuse_connection:" line
+// (fs/fuse/dev.c: fuse_dev_show_fdinfo), which is the minor of the mount's
+// st_dev. Only an open /dev/fuse that is mounted has one.
+func fuseConnection(fdinfo string) (minor int, ok bool) {
+	for _, line := range strings.Split(fdinfo, "\n") {
+		if v, found := strings.CutPrefix(line, "fuse_connection:"); found {
+			n, err := strconv.Atoi(strings.TrimSpace(v))
+			return n, err == nil
+		}
+	}
+	return 0, false
+}
+
+func servedBy(connection int, mounted []treeMount) string {
+	for _, m := range mounted {
+		if m.Major == 0 && m.Minor == connection {
+			return fmt.Sprintf("the %s mount %s", m.FSType, m.Mountpoint)
+		}
+	}
+	return fmt.Sprintf("FUSE connection %d, mounted outside the tree", connection)
+}
+
+// ownNamespace tells whether a process has a mount namespace other than the
+// caller's.
+func ownNamespace(pid int) (bool, error) {
+	theirs, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", pid))
+	if err != nil {
+		return false, fmt.Errorf("the mount namespace of process %d: %w", pid, err)
+	}
+	ours, err := os.Readlink("/proc/self/ns/mnt")
+	if err != nil {
+		return false, err
+	}
+	return theirs != ours, nil
+}
+
+// inNamespace calls fn on a thread that is in the mount namespace of a
+// process, at the root of the namespace.
+func inNamespace(pid int, fn func() error) error {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", pid))
+	if err != nil {
+		return fmt.Errorf("the mount namespace of process %d: %w", pid, err)
+	}
+	defer f.Close()
+	ns := mounts.Namespace{File: f}
+	return ns.Do(func(*os.File) error { return fn() })
+}
