@@ -1,0 +1,133 @@
+package control
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrNotServed says that no running spfs serves a mount.
+var ErrNotServed = errors.New("not served by a running spfs")
+
+// Client asks the daemon of one mount, one question at a time.
+type Client struct {
+	conn *net.UnixConn
+	in   *bufio.Reader
+}
+
+// Dial connects to the daemon of the mount with that st_dev. The error wraps
+// ErrNotServed if there is none.
+func Dial(dev uint64) (*Client, error) {
+	path := socketPath(dev)
+	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
+	switch {
+	case err == nil:
+		return &Client{conn: c, in: bufio.NewReader(c)}, nil
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED):
+		return nil, fmt.Errorf("device %d:%d is %w", unix.Major(dev), unix.Minor(dev), ErrNotServed)
+	}
+	return nil, fmt.Errorf("asking the mount's daemon: %w", err)
+}
+
+// Close ends the conversation. What was being done for it is given up.
+func (c *Client) Close() error { return c.conn.Close() }
+
+// Status says what the mount is doing.
+func (c *Client) Status(ctx context.Context) (*Status, error) {
+	r, err := c.ask(ctx, request{Command: cmdStatus}, nil)
+	if err != nil {
+		return nil, err
+	}
+	if r.Status == nil {
+		return nil, errors.New("the mount's daemon gave no status")
+	}
+	return r.Status, nil
+}
+
+// Stub shuts the gate. It returns when every request that ran is answered and
+// what the kernel had cached is dropped: whoever touches the mount waits. If
+// ctx ends first, nothing has changed in the end.
+func (c *Client) Stub(ctx context.Context) error {
+	_, err := c.ask(ctx, request{Command: cmdStub}, nil)
+	return err
+}
+
+// Proxy opens the gate onto dir, an open directory (O_PATH suffices), which
+// stays the caller's. Files open under the former directory are opened again
+// by name.
+func (c *Client) Proxy(ctx context.Context, dir *os.File) error {
+	_, err := c.ask(ctx, request{Command: cmdProxy}, dir)
+	return err
+}
+
+// Shutdown unmounts, and ends the daemon. A mount in use stays, and is an
+// error.
+func (c *Client) Shutdown(ctx context.Context) error {
+	_, err := c.ask(ctx, request{Command: cmdUmount}, nil)
+	return err
+}
+
+// ForceShutdown unmounts a mount that is in use, and ends the daemon: whoever
+// waits, or touches the mount later, gets an error.
+func (c *Client) ForceShutdown(ctx context.Context) error {
+	_, err := c.ask(ctx, request{Command: cmdUmount, Force: true}, nil)
+	return err
+}
+
+func (c *Client) ask(ctx context.Context, r request, fd *os.File) (*reply, error) {
+	// A deadline in the past wakes whoever reads or writes.
+	stop := context.AfterFunc(ctx, func() { c.conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	a, err := c.exchange(r, fd)
+	if err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return nil, fmt.Errorf("asking the mount's daemon for %s: %w", r.Command, err)
+	}
+	return a, a.err()
+}
+
+func (c *Client) exchange(r request, fd *os.File) (*reply, error) {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return nil, err
+	}
+	var oob []byte
+	if fd != nil {
+		oob = unix.UnixRights(int(fd.Fd()))
+	}
+	if _, _, err := c.conn.WriteMsgUnix(append(b, '\n'), oob, nil); err != nil {
+		return nil, err
+	}
+	var line []byte
+	for {
+		part, err := c.in.ReadSlice('\n')
+		line = append(line, part...)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, bufio.ErrBufferFull) {
+			if errors.Is(err, io.EOF) {
+				err = errors.New("it ended without an answer")
+			}
+			return nil, err
+		}
+		if len(line) > maxReply {
+			return nil, errors.New("its answer is too long")
+		}
+	}
+	var a reply
+	if err := json.Unmarshal(line, &a); err != nil {
+		return nil, fmt.Errorf("its answer is not understood: %w", err)
+	}
+	return &a, nil
+}
