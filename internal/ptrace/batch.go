@@ -1,0 +1,397 @@
+package ptrace
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Batch is a run of a [Program] by a thread.
+type Batch struct {
+	in      *injection
+	program *Program
+	base    uint64 // of the scratch mapping, in the process
+	mem     []byte // the same memory, mapped here; a copy once the batch is over
+	over    bool
+	err     error // what Wait returns once it is over
+}
+
+// Run makes the thread work through the program, and waits for its end. See
+// [Batch.Wait].
+func (th *Thread) Run(ctx context.Context, p *Program) (*Batch, error) {
+	var b *Batch
+	err := th.p.t.Do(func() (err error) {
+		if b, err = th.Start(ctx, p); err != nil {
+			return err
+		}
+		return b.Wait(ctx)
+	})
+	return b, err
+}
+
+// Start sets the thread going through the program and returns. All other
+// threads of the process stay stopped; its process has one batch at a time.
+// When Start has returned, the program runs to its end whatever becomes of the
+// tracer.
+func (th *Thread) Start(ctx context.Context, p *Program) (*Batch, error) {
+	var b *Batch
+	err := th.p.t.Do(func() (err error) {
+		if b, err = th.prepare(ctx, p, lingerTurns); err != nil {
+			return err
+		}
+		if err := th.resume(unix.PTRACE_CONT, 0); err != nil {
+			b.finish(err)
+			return err
+		}
+		th.p.batch = b
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+// StartDetached sets the thread going and lets it go at once: nobody waits for
+// the end, nobody learns the results. The code stays in the vDSO, for
+// [Process.CleanResidue] to remove. The thread is no longer one of its
+// process's Threads. One that is stopped by a signal runs the program when it
+// is continued.
+func (th *Thread) StartDetached(ctx context.Context, p *Program) error {
+	return th.p.t.Do(func() error {
+		b, err := th.prepare(ctx, p, 0)
+		if err != nil {
+			return err
+		}
+		defer b.unmap()
+		if err := requestInt(unix.PTRACE_DETACH, th.TID, 0); err != nil {
+			return th.failed("let go", err)
+		}
+		th.stopped, th.gone = false, true // as far as this tracer is concerned
+		th.p.prune()
+		return nil
+	})
+}
+
+// lingerTurns is how often the code waits a moment at its end, so that it can
+// be stopped before the thread runs on: 50 to 200 µs.
+const lingerTurns = 3000
+
+// prepare maps the scratch memory, puts the program there and points the
+// stopped thread at it.
+func (th *Thread) prepare(ctx context.Context, p *Program, linger uint64) (*Batch, error) {
+	size := p.size()
+	in, err := th.enter(size, linger)
+	if err != nil {
+		return nil, err
+	}
+	// Shared, so that the tracer sees the results after the process has
+	// unmapped it, and both can meet on a futex in it.
+	anywhere := ^uint64(0)
+	err = in.aim(modeMap, unix.SYS_MMAP, 0, size, unix.PROT_READ|unix.PROT_WRITE,
+		unix.MAP_SHARED|unix.MAP_ANONYMOUS, anywhere, 0)
+	if err != nil {
+		return nil, err
+	}
+	base, err := in.single(ctx)
+	if err == nil {
+		err = errnoOf(base)
+	}
+	if err != nil {
+		err = fmt.Errorf("map %d bytes in process %d: %w", size, th.p.PID, err)
+		return nil, errors.Join(err, in.leaveAfter(err))
+	}
+	b := &Batch{in: in, program: p, base: base}
+	if err := b.fill(); err != nil {
+		return nil, errors.Join(err, b.breakOff(ctx))
+	}
+	r := in.orig
+	in.call(&r, modeRun, unix.SYS_RT_SIGPROCMASK, []uint64{unix.SIG_SETMASK, in.everybody(), 0, sigsetSize})
+	setTable(&r, base, base+p.entryOffset(0))
+	if err := th.writeRegs(&r); err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+// everybody is the address of the mask of all signals.
+func (in *injection) everybody() uint64 {
+	return in.place.start + uint64(stateOffset) + uint64(unsafe.Offsetof(saved{}.everybody))
+}
+
+// fill maps the scratch memory here as well, and writes the program to it.
+func (b *Batch) fill() error {
+	pid, size := b.in.th.p.PID, b.program.size()
+	name := fmt.Sprintf("/proc/%d/map_files/%x-%x", pid, b.base, b.base+size)
+	fd, err := unix.Open(name, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", name, err)
+	}
+	defer unix.Close(fd)
+	if b.mem, err = unix.Mmap(fd, 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err != nil {
+		return fmt.Errorf("map %s: %w", name, err)
+	}
+	return b.program.assemble(b.mem, b.base)
+}
+
+func (b *Batch) done() *uint32 { return (*uint32)(unsafe.Pointer(&b.mem[0])) }
+
+// Wait waits until the program has ended and the thread has stopped again,
+// with everything put back. The error is a [*CallError] if a call failed that
+// was not to be ignored; [ErrGone] if the process was killed. If ctx ends
+// first, the call that the thread waits in ends with EINTR, so that the
+// program's own way of failing is gone, and the error is an [ErrTimeout].
+func (b *Batch) Wait(ctx context.Context) error {
+	return b.in.th.p.t.Do(func() error {
+		if b.over {
+			return b.err
+		}
+		err := b.wait(ctx)
+		if err == nil {
+			err = b.stopAtEnd(ctx)
+		}
+		var late *TimeoutError
+		if errors.As(err, &late) {
+			err = b.cancel(late)
+		}
+		return b.finish(err)
+	})
+}
+
+// checkInterval is how often Wait looks whether the thread was killed or
+// stopped, while it sleeps until the program ends.
+const checkInterval = 2 * time.Millisecond
+
+// wait sleeps until the program has ended, or the thread has left the code.
+func (b *Batch) wait(ctx context.Context) error {
+	const futexWait = 0
+	interval := unix.NsecToTimespec(int64(checkInterval))
+	for atomic.LoadUint32(b.done()) == 0 {
+		if s, ok := poll(b.in.th.TID); ok {
+			b.in.th.stopped = s.kind != stopGone
+			if err := b.stoppedAt(s); err != nil || b.over {
+				return err
+			}
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return b.in.th.timeout(err)
+		}
+		unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(b.done())), futexWait, 0, uintptr(unsafe.Pointer(&interval)), 0, 0)
+	}
+	return nil
+}
+
+// stopAtEnd stops the thread once the program has ended.
+func (b *Batch) stopAtEnd(ctx context.Context) error {
+	th := b.in.th
+	for !b.over {
+		if err := th.interrupt(); err != nil {
+			return err
+		}
+		s, err := th.await(ctx)
+		if err != nil {
+			return err
+		}
+		if err := b.stoppedAt(s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stoppedAt looks at where the thread of a batch has stopped: if it is past
+// the program, it is put back, and the batch is over; if not, it goes on.
+func (b *Batch) stoppedAt(s stop) error {
+	th := b.in.th
+	if s.kind == stopGone {
+		th.gone = true
+		return th.isGone()
+	}
+	if s.kind == stopEvent {
+		th.GroupStopped = s.grouped()
+	}
+	var r Regs
+	if err := th.readRegs(&r); err != nil {
+		return err
+	}
+	inside := b.in.place.has(programCounter(&r))
+	switch {
+	case inside && programCounter(&r) < b.in.place.start+unmappedOffset:
+		if s.kind == stopSignal && fault(s.sig) {
+			return fmt.Errorf("thread %d of process %d: %v in the batch: %w", th.TID, th.p.PID, s.sig, ErrAbandoned)
+		}
+		return th.resume(unix.PTRACE_CONT, s.deliverable())
+	case inside || r == b.in.away:
+		// It has run nothing of its own since. With the registers that it
+		// was interrupted with, the kernel decides between a restart and
+		// EINTR by itself, according to the signal that comes first.
+		if err := b.in.leave(); err != nil {
+			return err
+		}
+	default: // it ran on before it was stopped
+		if err := b.in.clear(); err != nil {
+			return err
+		}
+	}
+	b.over = true
+	if s.kind == stopEvent {
+		return th.stoppedAgain()
+	}
+	if err := th.interrupt(); err != nil {
+		return err
+	}
+	if err := th.resume(unix.PTRACE_CONT, s.deliverable()); err != nil {
+		return err
+	}
+	if err := th.settle(context.Background()); err != nil {
+		return err
+	}
+	return th.stoppedAgain()
+}
+
+// fault says whether a signal is one that code brings on itself. SIGSYS is
+// what a seccomp filter may answer a call with.
+func fault(sig unix.Signal) bool {
+	switch sig {
+	case unix.SIGSEGV, unix.SIGBUS, unix.SIGILL, unix.SIGFPE, unix.SIGTRAP, unix.SIGSYS:
+		return true
+	}
+	return false
+}
+
+// cancel ends the call that the thread waits in with EINTR, and gives the
+// program a moment to end itself. Then it is broken off.
+func (b *Batch) cancel(cause error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), abandonTime)
+	defer cancel()
+	th := b.in.th
+	err := th.halt(ctx)
+	if err != nil {
+		return errors.Join(cause, err)
+	}
+	var r Regs
+	if err := th.readRegs(&r); err != nil {
+		return errors.Join(cause, err)
+	}
+	if pc := programCounter(&r); b.in.place.has(pc) && pc < b.in.place.start+unmappedOffset {
+		if endCall(&r) {
+			if err := th.writeRegs(&r); err != nil {
+				return errors.Join(cause, err)
+			}
+		}
+		if err := th.resume(unix.PTRACE_CONT, 0); err != nil {
+			return errors.Join(cause, err)
+		}
+		if err = b.wait(ctx); err == nil {
+			err = b.stopAtEnd(ctx)
+		}
+	} else {
+		err = b.stoppedAt(stop{kind: stopEvent, sig: unix.SIGTRAP})
+	}
+	if errors.Is(err, ErrTimeout) {
+		grace, cancel := context.WithTimeout(context.Background(), abandonTime)
+		defer cancel()
+		err = b.abandon(grace)
+	}
+	return errors.Join(cause, err)
+}
+
+// halt interrupts a running thread and waits for its event stop.
+func (th *Thread) halt(ctx context.Context) error {
+	if err := th.interrupt(); err != nil {
+		return err
+	}
+	return th.settle(ctx)
+}
+
+// abandon stops the thread wherever it is in the program, and puts it back.
+func (b *Batch) abandon(ctx context.Context) error {
+	if b.over {
+		return nil
+	}
+	err := b.in.th.halt(ctx)
+	if err == nil {
+		err = b.breakOff(ctx)
+	}
+	return b.finish(errors.Join(ErrAbandoned, err))
+}
+
+// breakOff takes a stopped thread out of the program.
+func (b *Batch) breakOff(ctx context.Context) error {
+	in := b.in
+	if err := in.aim(modeSingle, unix.SYS_MUNMAP, b.base, b.program.size()); err != nil {
+		return err
+	}
+	_, err := in.single(ctx)
+	return errors.Join(err, in.leaveAfter(err))
+}
+
+// finish notes how the batch ended, and keeps a copy of its memory.
+func (b *Batch) finish(err error) error {
+	if b.in.th.p.batch == b {
+		b.in.th.p.batch = nil
+	}
+	b.over = true
+	b.unmap()
+	if b.err = err; err == nil {
+		b.err = b.failure()
+	}
+	return b.err
+}
+
+func (b *Batch) unmap() {
+	if b.mem == nil {
+		return
+	}
+	mapped := b.mem
+	b.mem = append([]byte(nil), mapped...)
+	unix.Munmap(mapped)
+}
+
+// failure is the error of the call that ended the program, if one did.
+func (b *Batch) failure() error {
+	failed := (*header)(unsafe.Pointer(&b.mem[0])).failed
+	if failed == 0 {
+		return nil
+	}
+	for i, at := range b.program.calls {
+		if failed == b.base+b.program.entryOffset(at) {
+			e := &CallError{PID: b.in.th.p.PID, Index: i, Name: b.program.names[i]}
+			e.Errno, _ = errnoOf(b.entry(at).result).(unix.Errno)
+			return e
+		}
+	}
+	return fmt.Errorf("process %d: %w: its table was overwritten", b.in.th.p.PID, ErrAbandoned)
+}
+
+func (b *Batch) entry(line int) *entry {
+	return (*entry)(unsafe.Pointer(&b.mem[b.program.entryOffset(line)]))
+}
+
+// Result returns what a call of the program returned, its errno as the error.
+// A call that was never made has the result 0.
+func (b *Batch) Result(c *Call) (uint64, error) {
+	r := b.entry(c.line).result
+	return r, errnoOf(r)
+}
+
+// Bytes returns a copy of n bytes of the program's data.
+func (b *Batch) Bytes(r Ref, n int) []byte {
+	at := b.program.dataOffset() + r.offset
+	return append([]byte(nil), b.mem[at:at+uint64(n)]...)
+}
+
+// Load32 and Store32 read and write 32 bits of the data, also while the
+// program runs.
+func (b *Batch) Load32(r Ref) uint32     { return atomic.LoadUint32(b.word(r)) }
+func (b *Batch) Store32(r Ref, v uint32) { atomic.StoreUint32(b.word(r), v) }
+
+func (b *Batch) word(r Ref) *uint32 {
+	return (*uint32)(unsafe.Pointer(&b.mem[b.program.dataOffset()+r.offset]))
+}

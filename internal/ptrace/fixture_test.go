@@ -1,0 +1,174 @@
+package ptrace
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// fixture is a running program of testdata, that checks itself.
+type fixture struct {
+	tb  testing.TB
+	cmd *exec.Cmd
+	in  io.WriteCloser
+	out *bufio.Reader
+	pid int
+}
+
+var built = struct {
+	sync.Mutex
+	dir string
+	bin map[string]string
+}{bin: map[string]string{}}
+
+func TestMain(m *testing.M) {
+	status := m.Run()
+	if built.dir != "" {
+		os.RemoveAll(built.dir)
+	}
+	os.Exit(status)
+}
+
+// build compiles testdata/name.c once.
+func build(tb testing.TB, name string) string {
+	tb.Helper()
+	built.Lock()
+	defer built.Unlock()
+	if bin := built.bin[name]; bin != "" {
+		return bin
+	}
+	if built.dir == "" {
+		dir, err := os.MkdirTemp("", "ptrace-test-")
+		if err != nil {
+			tb.Fatal(err)
+		}
+		built.dir = dir
+	}
+	bin := filepath.Join(built.dir, name)
+	out, err := exec.Command("cc", "-O2", "-Wall", "-Werror", "-pthread", "-o", bin, filepath.Join("testdata", name+".c")).CombinedOutput()
+	if err != nil {
+		tb.Fatalf("cc %s.c: %v\n%s", name, err, out)
+	}
+	built.bin[name] = bin
+	return bin
+}
+
+// start runs a fixture up to its line "ready".
+func start(tb testing.TB, name string, args ...string) *fixture {
+	tb.Helper()
+	f := &fixture{tb: tb, cmd: exec.Command(build(tb, name), args...)}
+	var err error
+	if f.in, err = f.cmd.StdinPipe(); err != nil {
+		tb.Fatal(err)
+	}
+	out, err := f.cmd.StdoutPipe()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	f.cmd.Stderr = os.Stderr
+	f.out = bufio.NewReader(out)
+	// The fixture asks for a signal when its parent thread ends.
+	runtime.LockOSThread()
+	if err := f.cmd.Start(); err != nil {
+		tb.Fatal(err)
+	}
+	f.pid = f.cmd.Process.Pid
+	tb.Cleanup(func() {
+		f.cmd.Process.Kill()
+		f.cmd.Wait()
+		runtime.UnlockOSThread()
+	})
+	f.expect("ready")
+	return f
+}
+
+// expect reads a line that must start with prefix.
+func (f *fixture) expect(prefix string) string {
+	f.tb.Helper()
+	type read struct {
+		line string
+		err  error
+	}
+	c := make(chan read, 1)
+	go func() {
+		line, err := f.out.ReadString('\n')
+		c <- read{line, err}
+	}()
+	select {
+	case r := <-c:
+		if r.err != nil || !strings.HasPrefix(r.line, prefix) {
+			f.tb.Fatalf("%s: said %q (%v), want %q", f.cmd.Path, r.line, r.err, prefix)
+		}
+		return strings.TrimSpace(r.line)
+	case <-time.After(20 * time.Second):
+		f.tb.Fatalf("%s: silent, want %q\n%s", f.cmd.Path, prefix, f.state())
+	}
+	panic("unreachable")
+}
+
+func (f *fixture) state() string {
+	var s strings.Builder
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", f.pid))
+	for _, t := range tasks {
+		stat, _ := os.ReadFile(t + "/stat")
+		call, _ := os.ReadFile(t + "/syscall")
+		fmt.Fprintf(&s, "%s%s", stat, call)
+	}
+	return s.String()
+}
+
+func (f *fixture) signal(sig unix.Signal) {
+	f.tb.Helper()
+	if err := unix.Kill(f.pid, sig); err != nil {
+		f.tb.Fatalf("kill %d: %v", f.pid, err)
+	}
+}
+
+// ends waits for the fixture's exit with status 0.
+func (f *fixture) ends() {
+	f.tb.Helper()
+	if err := f.cmd.Wait(); err != nil {
+		f.tb.Fatalf("%s: %v", f.cmd.Path, err)
+	}
+}
+
+func withTime(tb testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	tb.Cleanup(cancel)
+	return ctx
+}
+
+func newTracer(tb testing.TB) *Tracer {
+	t := New()
+	tb.Cleanup(t.Close)
+	return t
+}
+
+// must returns v, and fails the test if err is not nil.
+func must[T any](v T, err error) func(tb testing.TB) T {
+	return func(tb testing.TB) T {
+		tb.Helper()
+		if err != nil {
+			tb.Fatal(err)
+		}
+		return v
+	}
+}
+
+func check(tb testing.TB, err error) {
+	tb.Helper()
+	if err != nil {
+		tb.Fatal(err)
+	}
+}

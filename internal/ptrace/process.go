@@ -1,0 +1,231 @@
+package ptrace
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Process is a process all of whose threads are stopped.
+type Process struct {
+	PID     int
+	Threads []*Thread // in no order; those that died meanwhile are left out
+
+	t     *Tracer
+	mem   int    // /proc/PID/mem; -1 once released
+	tasks int    // /proc/PID/task
+	vdso  region // where code may be put; zero until looked for
+	batch *Batch // under way; nil if none
+}
+
+// Thread is one stopped thread of a [Process].
+type Thread struct {
+	TID          int
+	GroupStopped bool // its process is stopped by SIGSTOP or the like, and will be again on release
+
+	p       *Process
+	regs    Regs // as they must be for the thread to go on as before
+	stopped bool
+	gone    bool
+	aborted bool // regs were moved out of a restartable sequence, if it was in one
+}
+
+// Process returns the process the thread is of.
+func (th *Thread) Process() *Process { return th.p }
+
+// Regs returns the thread's registers as they were when it stopped.
+func (th *Thread) Regs() Regs { return th.regs }
+
+// InSyscall returns the number of the system call that the thread was
+// interrupted in, and whether it was in one at all.
+func (th *Thread) InSyscall() (nr int, ok bool) { return interrupted(&th.regs) }
+
+// Status reads /proc/TID/status: what a batch on this thread may run into is
+// there, above all seccomp filters.
+func (th *Thread) Status() (*Status, error) {
+	st, err := readStatus(th.TID)
+	if err != nil {
+		return nil, fmt.Errorf("status of thread %d of process %d: %w", th.TID, th.p.PID, err)
+	}
+	return st, nil
+}
+
+// Leader returns the thread whose number is the process's, or any other if
+// the leader has exited before.
+func (p *Process) Leader() *Thread {
+	for _, th := range p.Threads {
+		if th.TID == p.PID {
+			return th
+		}
+	}
+	return p.Threads[0]
+}
+
+// ReadMem reads len(b) bytes of the process's memory at addr.
+func (p *Process) ReadMem(addr uint64, b []byte) error {
+	return p.t.Do(func() error { return p.transfer("read", unix.Pread, addr, b) })
+}
+
+// WriteMem writes b to the process's memory at addr, also where it is mapped
+// read-only and private: the process then gets its own copy of the page.
+func (p *Process) WriteMem(addr uint64, b []byte) error {
+	return p.t.Do(func() error { return p.transfer("write", unix.Pwrite, addr, b) })
+}
+
+func (p *Process) transfer(verb string, io func(int, []byte, int64) (int, error), addr uint64, b []byte) error {
+	for len(b) > 0 {
+		n, err := io(p.mem, b, int64(addr))
+		if err == unix.EINTR {
+			continue
+		}
+		if err == nil && n == 0 {
+			err = ErrGone // the address space has no users left
+		}
+		if err != nil {
+			return fmt.Errorf("%s %d bytes of process %d's memory at %#x: %w", verb, len(b), p.PID, addr, err)
+		}
+		addr, b = addr+uint64(n), b[n:]
+	}
+	return nil
+}
+
+// Release lets every thread go on: interrupted system calls are restarted,
+// signals that arrived meanwhile are delivered, and a process that was stopped
+// by a signal is stopped again. A batch under way is broken off. What has died
+// meanwhile is no error.
+func (p *Process) Release() error {
+	return p.t.Do(func() error {
+		if p.mem < 0 {
+			return nil
+		}
+		var errs []error
+		if p.batch != nil {
+			ctx, cancel := context.WithTimeout(context.Background(), abandonTime)
+			errs = append(errs, p.batch.abandon(ctx))
+			cancel()
+		}
+		errs = append(errs, p.detach())
+		return errors.Join(errs...)
+	})
+}
+
+// reapTime bounds the wait for threads that die while they are released.
+const reapTime = 2 * time.Second
+
+func (p *Process) detach() error {
+	var errs []error
+	var dying []*Thread
+	for _, th := range p.Threads {
+		if th.gone {
+			continue
+		}
+		err := requestInt(unix.PTRACE_DETACH, th.TID, 0)
+		switch {
+		case err == nil:
+		case err == unix.ESRCH:
+			dying = append(dying, th)
+		default:
+			errs = append(errs, fmt.Errorf("let go thread %d of process %d: %w", th.TID, p.PID, err))
+		}
+		th.stopped = false
+	}
+	if len(dying) > 0 {
+		errs = append(errs, p.reap(dying))
+	}
+	unix.Close(p.mem)
+	unix.Close(p.tasks)
+	p.mem, p.tasks = -1, -1
+	return errors.Join(errs...)
+}
+
+// reap waits for killed threads: until their tracer has seen a thread's end,
+// its process stays a zombie that its parent is not told of (kernel/exit.c,
+// wait_task_zombie). The leader's end is reported after all others'.
+func (p *Process) reap(dying []*Thread) error {
+	ctx, cancel := context.WithTimeout(context.Background(), reapTime)
+	defer cancel()
+	var b backoff
+	for len(dying) > 0 {
+		var left []*Thread
+		for _, th := range dying {
+			s, ok := poll(th.TID)
+			switch {
+			case !ok:
+				left = append(left, th)
+			case s.kind == stopGone:
+				th.gone = true
+			default: // it was not dying, only running
+				if err := requestInt(unix.PTRACE_DETACH, th.TID, uintptr(s.deliverable())); err != nil {
+					left = append(left, th)
+				}
+			}
+		}
+		if dying = left; len(dying) == 0 {
+			break
+		}
+		if err := ctx.Err(); err != nil {
+			return dying[0].timeout(err)
+		}
+		if b.rounds == yields {
+			for _, th := range dying {
+				th.interrupt() // fails for those that are dying
+			}
+		}
+		b.wait()
+	}
+	return nil
+}
+
+// deliverable is the signal to give a thread that is detached in this stop.
+func (s stop) deliverable() unix.Signal {
+	if s.kind == stopSignal {
+		return s.sig
+	}
+	return 0
+}
+
+// listTasks returns the numbers of the process's threads.
+func (p *Process) listTasks(buf []byte) ([]int, error) {
+	if _, err := unix.Seek(p.tasks, 0, unix.SEEK_SET); err != nil {
+		return nil, err
+	}
+	var tids []int
+	for {
+		n, err := unix.Getdents(p.tasks, buf)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || n == 0 {
+			return tids, err
+		}
+		for rest := buf[:n]; len(rest) > 0; {
+			var names []string
+			var used int
+			used, _, names = unix.ParseDirent(rest, -1, nil)
+			if used == 0 {
+				break
+			}
+			rest = rest[used:]
+			for _, name := range names {
+				tid, err := strconv.Atoi(name)
+				if err != nil || tid <= 0 {
+					return nil, fmt.Errorf("task %q: not a number", name)
+				}
+				tids = append(tids, tid)
+			}
+		}
+	}
+}
+
+// readMem and writeMem are ReadMem and WriteMem for callers on the thread.
+func (p *Process) readMem(addr uint64, b []byte) error {
+	return p.transfer("read", unix.Pread, addr, b)
+}
+
+func (p *Process) writeMem(addr uint64, b []byte) error {
+	return p.transfer("write", unix.Pwrite, addr, b)
+}

@@ -1,0 +1,68 @@
+package ptrace
+
+import (
+	"runtime"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// Tracer owns one operating system thread, from which everything is traced.
+type Tracer struct {
+	tid   int
+	calls chan func()
+	done  chan struct{} // closed when the thread is about to end
+	once  sync.Once
+}
+
+// New starts a tracer's thread.
+func New() *Tracer {
+	t := &Tracer{calls: make(chan func()), done: make(chan struct{})}
+	ready := make(chan struct{})
+	go t.run(ready)
+	<-ready
+	return t
+}
+
+func (t *Tracer) run(ready chan<- struct{}) {
+	// Never unlocked: the runtime then ends the thread with the goroutine,
+	// and the kernel detaches whatever is still seized
+	// (kernel/ptrace.c, exit_ptrace).
+	runtime.LockOSThread()
+	t.tid = unix.Gettid()
+	close(ready)
+	defer close(t.done)
+	for f := range t.calls {
+		if f == nil {
+			return
+		}
+		f()
+	}
+}
+
+// Close ends the tracer's thread. Processes that were not released go on
+// running. Calls made after it return [ErrClosed].
+func (t *Tracer) Close() {
+	t.once.Do(func() { t.calls <- nil })
+	<-t.done
+}
+
+// Do runs f on the tracer's thread and returns its error. Methods of the
+// tracer, its processes, threads and batches that f calls cost no further
+// switch of threads. f must not wait for another goroutine that uses the same
+// tracer, and must not start child processes: their exits would be the
+// tracer's to wait for.
+func (t *Tracer) Do(f func() error) error {
+	if unix.Gettid() == t.tid { // the thread is locked: this is its goroutine
+		return f()
+	}
+	var err error
+	finished := make(chan struct{})
+	select {
+	case t.calls <- func() { defer close(finished); err = f() }:
+		<-finished
+		return err
+	case <-t.done:
+		return ErrClosed
+	}
+}

@@ -1,0 +1,175 @@
+package ptrace
+
+import (
+	"context"
+	"fmt"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// stopKind says why a traced thread no longer runs.
+type stopKind int
+
+const (
+	stopGone    stopKind = iota // it is dead
+	stopEvent                   // PTRACE_EVENT_STOP: interrupted, or stopped with its group
+	stopSyscall                 // entry or exit of a system call
+	stopSignal                  // about to be given a signal
+)
+
+// stop is one thing that wait4 reported of a thread.
+type stop struct {
+	kind stopKind
+	sig  unix.Signal // of stopSignal; of stopEvent the stop signal of its group, or SIGTRAP
+}
+
+// grouped says that the thread's group is stopped by a signal
+// (kernel/signal.c, do_jobctl_trap).
+func (s stop) grouped() bool { return s.kind == stopEvent && s.sig != unix.SIGTRAP }
+
+func decodeStop(status unix.WaitStatus) stop {
+	switch {
+	case !status.Stopped():
+		return stop{kind: stopGone}
+	case uint32(status)>>16 == eventStop:
+		return stop{stopEvent, status.StopSignal()}
+	case status.StopSignal() == unix.SIGTRAP|0x80: // PTRACE_O_TRACESYSGOOD
+		return stop{kind: stopSyscall}
+	default:
+		return stop{stopSignal, status.StopSignal()}
+	}
+}
+
+// poll reports whether the thread has stopped or died since the last report.
+func poll(tid int) (stop, bool) {
+	var status unix.WaitStatus
+	for {
+		r, _, e := unix.RawSyscall6(unix.SYS_WAIT4, uintptr(tid), uintptr(unsafe.Pointer(&status)), unix.WALL|unix.WNOHANG, 0, 0, 0)
+		switch {
+		case e == unix.EINTR:
+		case e != 0: // ECHILD: exec by another thread took its number, or it was reaped
+			return stop{kind: stopGone}, true
+		case r == 0:
+			return stop{}, false
+		default:
+			return decodeStop(status), true
+		}
+	}
+}
+
+// Pauses between polls. wait4 can't be given a deadline, and a thread in
+// uninterruptible sleep would hold a blocking call for ever. Most stops come
+// within microseconds: for those, only the processor is yielded.
+const (
+	yields   = 200
+	minPause = 20 * time.Microsecond
+	maxPause = time.Millisecond
+)
+
+// backoff paces a loop that polls.
+type backoff struct {
+	rounds int
+	pause  time.Duration
+}
+
+func (b *backoff) wait() {
+	if b.rounds++; b.rounds <= yields {
+		unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
+		return
+	}
+	if b.pause = min(2*b.pause, maxPause); b.pause == 0 {
+		b.pause = minPause
+	}
+	ts := unix.NsecToTimespec(int64(b.pause))
+	unix.Nanosleep(&ts, nil)
+}
+
+// await waits for the thread's next stop, or the end of ctx.
+func (th *Thread) await(ctx context.Context) (stop, error) {
+	var b backoff
+	for {
+		if s, ok := poll(th.TID); ok {
+			if s.kind == stopGone {
+				th.gone = true
+			}
+			th.stopped = s.kind != stopGone
+			return s, nil
+		}
+		if b.rounds%32 == 31 || b.rounds > yields {
+			if err := ctx.Err(); err != nil {
+				return stop{}, th.timeout(err)
+			}
+		}
+		b.wait()
+	}
+}
+
+func (th *Thread) timeout(cause error) error {
+	e := &TimeoutError{PID: th.p.PID, TID: th.TID, State: '?', cause: cause}
+	if st, err := readStatus(th.TID); err == nil {
+		e.State = st.State
+	}
+	return e
+}
+
+// resume lets a stopped thread go on by PTRACE_CONT or PTRACE_SYSCALL, giving
+// it sig if that is not 0.
+func (th *Thread) resume(req int, sig unix.Signal) error {
+	if err := requestInt(req, th.TID, uintptr(sig)); err != nil {
+		return th.failed("resume", err)
+	}
+	th.stopped = false
+	return nil
+}
+
+// interrupt asks a running thread to stop, or one that is stopped to stop
+// again as soon as it was resumed, before it runs any user code.
+func (th *Thread) interrupt() error {
+	if err := requestInt(unix.PTRACE_INTERRUPT, th.TID, 0); err != nil {
+		return th.failed("interrupt", err)
+	}
+	return nil
+}
+
+// failed wraps an errno of ptrace. ESRCH means that the thread is not stopped
+// though it was: only SIGKILL does that.
+func (th *Thread) failed(what string, err error) error {
+	if err == unix.ESRCH {
+		th.stopped = false
+		return th.isGone()
+	}
+	return fmt.Errorf("%s thread %d of process %d: %w", what, th.TID, th.p.PID, err)
+}
+
+func (th *Thread) isGone() error {
+	return fmt.Errorf("thread %d of process %d: %w", th.TID, th.p.PID, ErrGone)
+}
+
+// settle waits until the thread rests in an event stop. Signals that come
+// first are delivered, so that none is held back; the handler has then not
+// run an instruction yet.
+func (th *Thread) settle(ctx context.Context) error {
+	for {
+		s, err := th.await(ctx)
+		if err != nil {
+			return err
+		}
+		switch s.kind {
+		case stopGone:
+			return th.isGone()
+		case stopEvent:
+			th.GroupStopped = s.grouped()
+			return nil
+		}
+		// Any stop takes back a pending interruption (kernel/signal.c,
+		// ptrace_stop), so it is asked for again.
+		if err := th.interrupt(); err != nil {
+			return err
+		}
+		if err := th.resume(unix.PTRACE_CONT, s.sig); err != nil {
+			return err
+		}
+	}
+}
