@@ -5,11 +5,13 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
+static int done;
+
 static void *sleeper(void *arg)
 {
-	(void)arg;
-	for (;;)
+	while (arg != &done)
 		pause();
+	return 0;
 }
 
 int main(void)
