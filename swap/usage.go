@@ -3,6 +3,8 @@ package swap
 import (
 	"os"
 
+	"golang.org/x/sys/unix"
+
 	"spfs/internal/mounts"
 )
 
@@ -17,6 +19,14 @@ type Usage struct {
 	Contexts     []*FSContext
 	Spaces       []*AddressSpace
 	Obstacles    []Obstacle // what can't be swapped
+	Servers      []int      // processes that hold the file system's /dev/fuse
+}
+
+// Close lets go of the namespaces.
+func (u *Usage) Close() {
+	for _, m := range u.Mounts {
+		m.Namespace.Close()
+	}
 }
 
 // Mount is one struct mount of the old file system, in one mount namespace.
@@ -25,6 +35,7 @@ type Mount struct {
 	Namespace *mounts.Namespace
 	Point     string // from the namespace's root
 	Root      string // what part of the file system it shows: mountinfo's 4th field
+	Info      *mounts.Mount
 
 	// Replacement is a detached clone of the new mount's same part, that
 	// will stand at Point. Everything of the processes that was reached
@@ -60,6 +71,9 @@ type Description struct {
 	Refs  []FDRef
 
 	Replacement *os.File // nil until planned
+	NewPos      int64    // what Pos is in the replacement: another one in a directory
+
+	attr attributes
 }
 
 // FDTable is one files_struct.
@@ -88,6 +102,8 @@ type Directory struct {
 	Ino   uint64
 
 	Replacement *os.File // O_PATH; nil until planned
+
+	attr attributes
 }
 
 // AddressSpace is one mm_struct.
@@ -108,10 +124,21 @@ type Mapping struct {
 	Ino        uint64
 
 	Replacement *os.File // shared by the mappings of one file; nil until planned
+
+	attr attributes
+}
+
+// attributes is what the kernel believes of a file of the old file system,
+// without having asked.
+type attributes struct {
+	unix.Statx_t
+	unlinked  bool // the kernel calls it deleted, and it has no name left
+	ambiguous bool // the path ends in " (deleted)": in truth, or by the kernel
 }
 
 // Obstacle is something that keeps a swap from being done.
 type Obstacle struct {
+	PID      int    `json:"pid,omitempty"`
 	Process  string `json:"process"`  // "1234 (postgres)", or empty for the mount itself
 	Resource string `json:"resource"` // "fd 7 → /mnt/data/x"
 	Reason   string `json:"reason"`   // why it can't be swapped

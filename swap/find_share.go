@@ -1,0 +1,66 @@
+package swap
+
+import (
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// What kcmp(2) compares (include/uapi/linux/kcmp.h).
+const (
+	kcmpFile  = 0
+	kcmpVM    = 1
+	kcmpFiles = 2
+	kcmpFS    = 3
+)
+
+// kcmp compares a kernel object of two tasks. The order that it gives is
+// meaningless but the same until the next boot, so that sorting finds what is
+// equal in n·log n calls.
+func kcmp(a, b, what, fdA, fdB int) (order int, err error) {
+	r, _, errno := unix.Syscall6(unix.SYS_KCMP, uintptr(a), uintptr(b), uintptr(what), uintptr(fdA), uintptr(fdB), 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	switch r {
+	case 0:
+		return 0, nil
+	case 1:
+		return -1, nil
+	}
+	return 1, nil // greater; or (3) unequal without an order, which no x86 or ARM kernel says
+}
+
+// same says whether two tasks share the object. Those that can't be compared
+// (one is gone) share nothing.
+func same(a, b, what int) bool {
+	order, err := kcmp(a, b, what, 0, 0)
+	return err == nil && order == 0
+}
+
+// classes sorts items by order and returns the runs of equal ones. An error of
+// order makes two items unequal.
+func classes[T any](items []T, order func(a, b T) (int, error)) [][]T {
+	if len(items) == 0 {
+		return nil
+	}
+	slices.SortStableFunc(items, func(a, b T) int {
+		o, err := order(a, b)
+		if err != nil {
+			return -1
+		}
+		return o
+	})
+	var runs [][]T
+	start := 0
+	for i := 1; i <= len(items); i++ {
+		if i < len(items) {
+			if o, err := order(items[i-1], items[i]); err == nil && o == 0 {
+				continue
+			}
+		}
+		runs = append(runs, items[start:i])
+		start = i
+	}
+	return runs
+}

@@ -1,0 +1,3 @@
+package swap
+
+func (a *assembly) addSockets(readings []*reading) {}

@@ -1,0 +1,150 @@
+package swap
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"spfs/internal/exit"
+	"spfs/internal/mounts"
+)
+
+// Endpoint is one side of a swap: a mount point in our own namespace.
+type Endpoint struct {
+	Path  string // as the user gave it
+	Mount *mounts.Mount
+}
+
+// NewEndpoint finds the mount at a mount point, without asking its file
+// system. That there is none is an error of status [exit.Misused].
+func NewEndpoint(path string) (Endpoint, error) {
+	m, err := mounts.Lookup(path)
+	if err != nil {
+		return Endpoint{}, exit.Usage("%w", err)
+	}
+	return Endpoint{path, m}, nil
+}
+
+// Plan is a swap made ready: who uses the old file system, and a replacement
+// for everything that they hold, open. It owns both until Close.
+type Plan struct {
+	From, To  Endpoint
+	Scope     Scope
+	Usage     *Usage
+	Obstacles []Obstacle // the Usage's, and what is missing or different on To
+
+	// AskOld says that From's file system answers. Then what the kernel
+	// believes of it may be checked with it where it decides.
+	AskOld bool
+
+	opener *opener
+}
+
+// Option changes how a plan is made.
+type Option func(*Plan)
+
+// AskOld lets the planner ask the old file system. Without it none is ever
+// asked, as it may hang.
+func AskOld() Option { return func(p *Plan) { p.AskOld = true } }
+
+// NewPlan finds who in scope uses from's file system, and opens what they will
+// get of to's. Nobody is stopped, nothing is changed. What is in the way is in
+// the plan's Obstacles, see [Plan.Err]; an error is only what keeps the plan
+// from being made at all. The caller closes the plan.
+func NewPlan(ctx context.Context, from, to Endpoint, scope Scope, options ...Option) (*Plan, error) {
+	switch {
+	case !from.Mount.FUSE():
+		return nil, exit.Usage("--from %s: it is %s, not FUSE", from.Path, from.Mount.FSType)
+	case from.Mount.Dev == to.Mount.Dev:
+		return nil, exit.Usage("--from %s and --to %s are the same file system", from.Path, to.Path)
+	}
+	p := &Plan{From: from, To: to, Scope: scope}
+	for _, o := range options {
+		o(p)
+	}
+	usage, err := Find(ctx, from.Mount.Dev, scope)
+	if err != nil {
+		return nil, err
+	}
+	if p.opener, err = newOpener(p); err != nil {
+		usage.Close()
+		return nil, err
+	}
+	if err := p.fill(ctx, usage); err != nil {
+		p.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+// Refresh looks again at everybody in scope and brings the plan up to date:
+// replacements that still fit are kept, what is new is opened, what is gone is
+// closed. It is for when all processes are stopped and the old file system has
+// been flushed: positions and flags are then final, and sizes that changed
+// since are compared again.
+//
+// It returns a [*RefusedError] if something is in the way now.
+func (p *Plan) Refresh(ctx context.Context) error {
+	usage, err := find(ctx, p.From.Mount.Dev, p.Scope, false)
+	if err != nil {
+		return err
+	}
+	if err := p.fill(ctx, usage); err != nil {
+		return err
+	}
+	return p.Err()
+}
+
+// fill makes usage the plan's and opens what it lacks.
+func (p *Plan) fill(ctx context.Context, usage *Usage) error {
+	old := p.Usage
+	p.Usage = usage
+	p.Obstacles = append([]Obstacle(nil), usage.Obstacles...)
+	err := p.opener.fill(ctx, usage)
+	p.Obstacles = append(p.Obstacles, p.opener.obstacles...)
+	if old != nil {
+		old.Close()
+	}
+	return err
+}
+
+// Close closes every replacement.
+func (p *Plan) Close() {
+	if p.opener != nil {
+		p.opener.close()
+	}
+	if p.Usage != nil {
+		p.Usage.Close()
+	}
+}
+
+// Err returns a [*RefusedError] of status [exit.Refused] if anything is in the
+// way, and nil if not.
+func (p *Plan) Err() error {
+	if len(p.Obstacles) == 0 {
+		return nil
+	}
+	return exit.Refuse(&RefusedError{p.Obstacles})
+}
+
+// RefusedError says that a swap can't be done, and why.
+type RefusedError struct{ Obstacles []Obstacle }
+
+// Error is a line that sums up, and a line for each obstacle.
+func (e *RefusedError) Error() string {
+	var b strings.Builder
+	things := "things are"
+	if len(e.Obstacles) == 1 {
+		things = "thing is"
+	}
+	fmt.Fprintf(&b, "refused: %d %s in the way, and nothing was changed", len(e.Obstacles), things)
+	for _, o := range e.Obstacles {
+		b.WriteString("\n  ")
+		b.WriteString(o.String())
+	}
+	return b.String()
+}
+
+// errElsewhere is a reason for an Obstacle, not a failure.
+var errElsewhere = errors.New("it lies outside the part of the file system that --from shows")

@@ -1,0 +1,66 @@
+package swap
+
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// check compares the old file with its replacement, where that has not been
+// done for the old file as it is now.
+func (o *opener) check(j *opening) {
+	if j.got == nil {
+		return
+	}
+	if j.compares && j.got.size != int64(j.attr.Size) {
+		o.compareSize(j)
+	}
+	if j.readsDir && (!j.got.posSet || j.got.pos != j.pos) {
+		o.placeInDirectory(j)
+	}
+}
+
+// compareSize refuses a file whose size is another. Of the old one counts what
+// the kernel believes, since it asks nobody; only where that differs, and the
+// old file system answers, it is asked.
+func (o *opener) compareSize(j *opening) {
+	var st unix.Statx_t
+	err := unix.Statx(int(j.got.file.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_STATX_FORCE_SYNC, unix.STATX_BASIC_STATS, &st)
+	if err != nil {
+		j.refuse(fmt.Sprintf("its size on --to can't be told: %v", err), "make it readable")
+		return
+	}
+	size := j.attr.Size
+	if st.Size != size && o.plan.AskOld {
+		if asked, err := o.askSize(j); err == nil {
+			size = asked
+		}
+	}
+	if st.Size != size {
+		j.refuse(fmt.Sprintf("is %d bytes here, %d on --to", size, st.Size), "make them the same, or close it")
+		return
+	}
+	if j.attr.ambiguous && (st.Uid != j.attr.Uid || st.Gid != j.attr.Gid || st.Mode != j.attr.Mode || st.Mtime != j.attr.Mtime) {
+		// Its name may end so, or the kernel may say so of a deleted file
+		// with another hard link: nobody must get a stranger's file by that.
+		j.refuse("it may be deleted or may be called so, and the file of that name on --to has another owner, mode or time", "close it")
+		return
+	}
+	j.got.size = int64(j.attr.Size)
+}
+
+// askSize asks the old file system.
+func (o *opener) askSize(j *opening) (uint64, error) {
+	var st unix.Statx_t
+	link := fmt.Sprintf("/proc/%d/task/%d/fd/%d", j.ref.PID, j.ref.TID, j.ref.FD)
+	if j.ref.TID == 0 {
+		return 0, unix.EBADF
+	}
+	if err := unix.Statx(unix.AT_FDCWD, link, unix.AT_STATX_FORCE_SYNC, unix.STATX_BASIC_STATS, &st); err != nil {
+		return 0, err
+	}
+	if st.Ino != j.want.ino {
+		return 0, unix.ESTALE // another file by now
+	}
+	return st.Size, nil
+}
