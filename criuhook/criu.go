@@ -146,3 +146,8 @@ type flattened struct{ error }
 
 func (f flattened) Error() string { return strings.ReplaceAll(f.error.Error(), "\n", "; ") }
 func (f flattened) Unwrap() error { return f.error }
+
+// openPath opens a path for reference.
+func openPath(path string) (*os.File, error) {
+	return os.OpenFile(path, unix.O_PATH|unix.O_DIRECTORY, 0)
+}

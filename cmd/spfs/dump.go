@@ -25,7 +25,8 @@ CRIU's own options follow "--", such as: -- --tcp-established --shell-job`,
 		&cli.BoolFlag{Name: "leave-running", Usage: "let the tree go on afterwards"},
 		criuFlag,
 	},
-	Action: dump,
+	OnUsageError: usageError,
+	Action:       dump,
 }
 
 var criuFlag = &cli.StringFlag{Name: "criu", Usage: "use the CRIU at `PATH` (default: beside spfs, then in $PATH)"}

@@ -1,0 +1,88 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"spfs/criuhook"
+	"spfs/internal/exit"
+)
+
+var restoreCommand = &cli.Command{
+	Name:      "restore",
+	Usage:     "restore a checkpointed tree before its FUSE file systems are there",
+	ArgsUsage: "[-- CRIU OPTIONS]",
+	Description: `The tree comes back on stubs: whoever touches one of its FUSE mounts waits,
+and nothing fails. For each --mount the command is run (by sh -c; "%m" stands
+for the directory where it must mount, "%%" for a percent sign) and the tree is
+moved onto what it mounted. A mount without a command stays a stub, until
+"spfs-swap run --from STUB --to MOUNTPOINT"; where the stub is is printed.
+
+Waits for the root of the tree and ends with its exit status, 128 and the
+signal's number if one killed it, unless --detach is given.
+
+Example:
+   spfs restore --images-dir /var/ckpt --detach \
+      --mount /mnt/data='sshfs backup:/data %m' -- --root /srv/container`,
+	Flags: []cli.Flag{
+		&cli.StringFlag{Name: "images-dir", Usage: "the checkpoint is in `DIR`, written by \"spfs dump\""},
+		&cli.BoolFlag{Name: "detach", Aliases: []string{"d"}, Usage: "return when the tree runs; print the pid of its root"},
+		&cli.StringFlag{Name: "strategy", Value: criuhook.StrategySwap, Usage: "`HOW`: swap, or handover"},
+		&cli.GenericFlag{Name: "mount", Value: new(mountCommands), Usage: "`MOUNTPOINT='COMMAND'`: how to mount what the tree has at MOUNTPOINT; repeatable"},
+		&cli.DurationFlag{Name: "timeout", Value: time.Minute, Usage: "how `LONG` a command of --mount may take to mount and the tree to be moved there"},
+		criuFlag,
+	},
+	OnUsageError: usageError,
+	Action:       restore,
+}
+
+// mountCommands collects the values of --mount. A list flag of cli's own would
+// split a command at its commas.
+type mountCommands []criuhook.MountCommand
+
+// Set implements flag.Value.
+func (m *mountCommands) Set(s string) error {
+	one, err := criuhook.ParseMountCommand(s)
+	if err == nil {
+		*m = append(*m, one)
+	}
+	return err
+}
+
+// String implements flag.Value.
+func (m *mountCommands) String() string { return "" }
+
+func restore(c *cli.Context) error {
+	if c.String("images-dir") == "" {
+		return exit.Usage("--images-dir DIR is needed")
+	}
+	if c.Duration("timeout") <= 0 {
+		return exit.Usage("--timeout: %v is not a positive time", c.Duration("timeout"))
+	}
+	done, err := criuhook.Restore(c.Context, criuhook.RestoreOptions{
+		Images:   c.String("images-dir"),
+		Detach:   c.Bool("detach"),
+		Strategy: c.String("strategy"),
+		Mounts:   *c.Generic("mount").(*mountCommands),
+		Timeout:  c.Duration("timeout"),
+		CRIU:     c.String("criu"),
+		Extra:    c.Args().Slice(),
+		Swap:     swapper,
+		Event:    func(line string) { fmt.Fprintln(os.Stderr, line) },
+	})
+	if err != nil {
+		return err
+	}
+	if c.Bool("detach") {
+		fmt.Println(done.PID)
+		return nil
+	}
+	if done.Status != 0 {
+		// The tree's own: package exit knows only those of spfs.
+		os.Exit(done.Status)
+	}
+	return nil
+}

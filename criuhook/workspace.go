@@ -1,0 +1,148 @@
+package criuhook
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"spfs/internal/control"
+)
+
+// runDirectory holds a directory for each restore under way, or whose tree
+// still waits for its file systems.
+const (
+	runDirectory    = "/run/spfs"
+	workspacePrefix = "restore-"
+)
+
+// workspace is the directory of one restore:
+//
+//	stub-N    where the spfs mount for file system N is
+//	real-N    where a command of --mount must mount it
+//
+// Its owner holds a flock on it; a workspace without one is another restore's
+// that has ended, or was killed.
+type workspace struct {
+	path string
+	dir  *os.File
+}
+
+func newWorkspace() (*workspace, error) {
+	if err := os.MkdirAll(runDirectory, 0o700); err != nil {
+		return nil, err
+	}
+	sweep()
+	path, err := os.MkdirTemp(runDirectory, workspacePrefix) // mode 0700
+	if err != nil {
+		return nil, err
+	}
+	return openWorkspace(path)
+}
+
+// openWorkspace takes an existing workspace over. It fails if another process
+// has it.
+func openWorkspace(path string) (*workspace, error) {
+	dir, err := os.OpenFile(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		dir.Close()
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return &workspace{path, dir}, nil
+}
+
+// mkdir makes a directory for a mount and returns its path.
+func (w *workspace) mkdir(kind string, n int) (string, error) {
+	path := filepath.Join(w.path, fmt.Sprintf("%s-%d", kind, n))
+	return path, os.Mkdir(path, 0o700)
+}
+
+// close gives the workspace up, and removes it unless a tree still waits on a
+// stub in it.
+func (w *workspace) close() error {
+	defer w.dir.Close()
+	return w.tidy()
+}
+
+// tidy removes what is not needed any more: what is mounted in the workspace
+// other than stubs that are being served, and every directory without a mount.
+func (w *workspace) tidy() error {
+	entries, err := os.ReadDir(w.path)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	needed := false
+	for _, e := range entries {
+		p := filepath.Join(w.path, e.Name())
+		if strings.HasPrefix(e.Name(), "stub-") && served(p) {
+			needed = true
+			continue
+		}
+		errs = append(errs, clearMountPoint(p))
+	}
+	if !needed {
+		errs = append(errs, removeIfThere(w.path))
+	}
+	return errors.Join(errs...)
+}
+
+// served tells whether a running spfs serves the mount at p. It asks that
+// mount nothing.
+func served(p string) bool {
+	dev, err := control.MountDevice(p)
+	if err != nil {
+		return false
+	}
+	c, err := control.Dial(dev)
+	if err != nil {
+		return false
+	}
+	c.Close()
+	return true
+}
+
+// clearMountPoint takes off whatever is mounted on p, and removes p.
+func clearMountPoint(p string) error {
+	for {
+		err := unix.Unmount(p, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		switch {
+		case err == unix.EINVAL || err == unix.ENOENT: // nothing is mounted, or it is not there
+			return removeIfThere(p)
+		case err != nil:
+			return fmt.Errorf("unmounting %s: %w", p, err)
+		}
+	}
+}
+
+func removeIfThere(p string) error {
+	if err := os.Remove(p); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// sweep tidies the workspaces that other restores left: a tree that waited on
+// a stub was swapped since, or it ended.
+func sweep() {
+	old, err := filepath.Glob(filepath.Join(runDirectory, workspacePrefix+"*"))
+	if err != nil {
+		return
+	}
+	for _, path := range old {
+		w, err := openWorkspace(path)
+		if err != nil {
+			continue // in use
+		}
+		// What cannot be removed now may be the next time; it is not
+		// what the user asked for.
+		_ = w.close()
+	}
+}
