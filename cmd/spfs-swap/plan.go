@@ -1,0 +1,79 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/urfave/cli/v2"
+
+	"spfs/internal/exit"
+	"spfs/swap"
+)
+
+var planCommand = &cli.Command{
+	Name:  "plan",
+	Usage: "say what a swap would do, and what is in the way",
+	Description: `Opens everything that a swap would need, and prints per process what it holds,
+what would be done, and what is in the way (!) with what to do about it. It
+stops nobody and changes nothing.
+
+--from is not asked anything, unless --ask-old says that it answers: then it
+is where what the kernel remembers differs from --to, and for the positions of
+directories that are being read. Exit status 3 if something is in the way.`,
+	Flags: append([]cli.Flag{
+		&cli.BoolFlag{Name: "json", Usage: "print an object, as list does, with from, to, and an action per hold"},
+	}, planFlags...),
+	OnUsageError: usageError,
+	Action: func(c *cli.Context) error {
+		plan, err := newPlan(c)
+		if err != nil {
+			return err
+		}
+		defer plan.Close()
+		if err := printReport(plan.Report(), c.Bool("json")); err != nil {
+			return err
+		}
+		if n := len(plan.Obstacles); n > 0 {
+			return exit.Refuse(fmt.Errorf("plan: can't be swapped as it is: %d in the way (see above)", n))
+		}
+		return nil
+	},
+}
+
+// planFlags are the flags of every command that makes a plan.
+var planFlags = []cli.Flag{
+	&cli.StringFlag{Name: "from", Usage: "the `MOUNTPOINT` of the FUSE mount that is to go"},
+	&cli.StringFlag{Name: "to", Usage: "the `MOUNTPOINT` of the mount that is to stand there"},
+	&cli.IntSliceFlag{Name: "pid", Usage: "only the process `N` (may be repeated)"},
+	&cli.IntSliceFlag{Name: "tree", Usage: "only the process `N` and its descendants (may be repeated)"},
+	&cli.StringSliceFlag{Name: "cgroup", Usage: "only processes in the cgroup `PATH` and below (may be repeated)"},
+	&cli.BoolFlag{Name: "ask-old", Usage: "--from answers: it may be asked"},
+}
+
+// newPlan makes the plan that planFlags describe.
+func newPlan(c *cli.Context) (*swap.Plan, error) {
+	if c.NArg() > 0 {
+		return nil, exit.Usage("%s: unexpected argument %q", c.Command.Name, c.Args().First())
+	}
+	var ends [2]swap.Endpoint
+	for i, name := range []string{"from", "to"} {
+		if c.String(name) == "" {
+			return nil, exit.Usage("%s: --%s is missing", c.Command.Name, name)
+		}
+		at, err := swap.NewEndpoint(c.String(name))
+		if err != nil {
+			return nil, exit.Usage("--%s %w", name, err)
+		}
+		ends[i] = at
+	}
+	scope := swap.Scope{PIDs: c.IntSlice("pid"), Trees: c.IntSlice("tree"), Cgroups: c.StringSlice("cgroup")}
+	for _, pid := range append(append([]int(nil), scope.PIDs...), scope.Trees...) {
+		if pid <= 0 {
+			return nil, exit.Usage("%s: %d is no process id", c.Command.Name, pid)
+		}
+	}
+	var options []swap.Option
+	if c.Bool("ask-old") {
+		options = append(options, swap.AskOld())
+	}
+	return swap.NewPlan(c.Context, ends[0], ends[1], scope, options...)
+}
