@@ -79,11 +79,10 @@ func build() (dir string, err error) {
 	if err != nil {
 		return "", err
 	}
-	defer func() {
-		if err != nil {
-			os.RemoveAll(dir)
-		}
-	}()
+	return dir, buildInto(dir)
+}
+
+func buildInto(dir string) error {
 	for name, pkg := range map[string]string{
 		"spfs": "./cmd/spfs", "spfs-swap": "./cmd/spfs-swap", "loopback": "./test/fixture/loopback",
 		"contained": "./test/cmd/contained",
@@ -91,17 +90,17 @@ func build() (dir string, err error) {
 		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, name), pkg)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if err := compile(cmd); err != nil {
-			return "", err
+			return err
 		}
 	}
 	for _, name := range []string{"counter", "puppet", "container"} {
 		source := filepath.Join("test", "fixture", name+".c")
 		if err := compile(exec.Command("gcc", "-std=gnu11", "-static", "-O2", "-Wall", "-Wextra", "-Werror",
 			"-pthread", "-o", filepath.Join(dir, name), source)); err != nil {
-			return "", err
+			return err
 		}
 	}
-	return dir, nil
+	return nil
 }
 
 func compile(cmd *exec.Cmd) error {

@@ -11,7 +11,7 @@ import (
 
 // patience is how long a command under test may take before it is taken for
 // hung. It is far more than any of them needs on a busy machine.
-const patience = 60 * time.Second
+const patience = 20 * time.Second
 
 // Result is what a command said and did.
 type Result struct {

@@ -37,6 +37,7 @@ func (o CounterOptions) args(dir, status string) []string {
 type Counter struct {
 	PID     int // of the process, or of the first one of its container, seen from here
 	Workers []*Worker
+	quiet   bool
 	t       T
 }
 
@@ -74,7 +75,7 @@ func StartCounter(t T, dir string, o CounterOptions) *Counter {
 // counterAt maps the status file of a counter, before it starts.
 func counterAt(t T, status string, o CounterOptions) *Counter {
 	t.Helper()
-	c := &Counter{t: t}
+	c := &Counter{quiet: o.Quiet, t: t}
 	size := int(unsafe.Sizeof(counterStatus{}))
 	n := 1 + o.Threads + o.Children
 	m := mapFile(t, status, n*size)
@@ -199,6 +200,9 @@ func (c *Counter) End(dir string) (bytes int64) {
 	Await(c.t, patience, func() bool { return !Alive(c.PID) }, "the end of %s", describe(c.PID))
 	c.Verdict()
 	for _, w := range c.Workers {
+		if c.quiet {
+			break
+		}
 		bytes += checkRecords(c.t, filepath.Join(dir, fmt.Sprintf("log.%d", w.Number)), w.Count(),
 			func(i uint64) uint64 { return i })
 		bytes += checkRecords(c.t, filepath.Join(dir, fmt.Sprintf("private.%d", w.Number)), slots,

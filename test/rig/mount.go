@@ -52,6 +52,17 @@ func Write(t T, path, content string) {
 	}
 }
 
+// Public lets every user reach dir, a directory of rig's: temporary ones are
+// root's alone.
+func Public(t T, dir string) {
+	t.Helper()
+	for d := dir; strings.HasPrefix(d, os.TempDir()); d = filepath.Dir(d) {
+		if err := os.Chmod(d, 0o755); err != nil {
+			t.Fatalf("%v", err)
+		}
+	}
+}
+
 // MountsBeneath lists the mount points at and below dir in this mount
 // namespace, in the order in which they were mounted.
 func MountsBeneath(t T, dir string) (points []string) {

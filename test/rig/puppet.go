@@ -2,6 +2,7 @@ package rig
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -339,4 +340,17 @@ func SameDescription(t T, a *Puppet, fdA int, b *Puppet, fdB int) bool {
 		}
 		return r == 0
 	}
+}
+
+// Pipe makes a pipe.
+func (p *Puppet) Pipe() (r, w int) {
+	p.t.Helper()
+	b := make([]byte, 8)
+	p.Must(unix.SYS_PIPE2, b, 0)
+	return int(binary.NativeEndian.Uint32(b)), int(binary.NativeEndian.Uint32(b[4:]))
+}
+
+// StartLoad begins a load of n bytes, which may wait for a page.
+func (p *Puppet) StartLoad(addr uint64, n int) *Pending {
+	return p.ask(opLoad, "a load", 0, int64(addr), int64(n))
 }
