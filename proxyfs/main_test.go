@@ -82,6 +82,7 @@ func runHelperAs(t *testing.T, uid, gid uint32, name string, args ...string) {
 type mounted struct {
 	*FS
 	dir, mnt string
+	given    *os.File // what New got
 	server   *fuse.Server
 }
 
@@ -107,7 +108,8 @@ func mountDir(t *testing.T, dir, mnt string, opts Options) *mounted {
 	for _, d := range []string{dir, mnt} {
 		check(t, os.MkdirAll(d, 0o755))
 	}
-	fs, err := New(openDir(t, dir), opts)
+	given := openDir(t, dir)
+	fs, err := New(given, opts)
 	check(t, err)
 	mo := &fuse.MountOptions{
 		AllowOther: true, DirectMountStrict: true, DirectMountFlags: unix.MS_MGC_VAL,
@@ -119,7 +121,7 @@ func mountDir(t *testing.T, dir, mnt string, opts Options) *mounted {
 	served := make(chan struct{})
 	go func() { server.Serve(); close(served) }()
 	check(t, server.WaitMount())
-	m := &mounted{fs, dir, mnt, server}
+	m := &mounted{fs, dir, mnt, given, server}
 	t.Cleanup(func() {
 		if err := unix.Unmount(mnt, unix.MNT_DETACH); err != nil {
 			t.Errorf("unmount: %v", err)
