@@ -41,7 +41,7 @@ func (th *Thread) Run(ctx context.Context, p *Program) (*Batch, error) {
 func (th *Thread) Start(ctx context.Context, p *Program) (*Batch, error) {
 	var b *Batch
 	err := th.p.t.Do(func() (err error) {
-		if b, err = th.prepare(ctx, p, lingerTurns); err != nil {
+		if b, err = th.prepare(ctx, p, lingerTime); err != nil {
 			return err
 		}
 		if err := th.resume(unix.PTRACE_CONT, 0); err != nil {
@@ -78,13 +78,14 @@ func (th *Thread) StartDetached(ctx context.Context, p *Program) error {
 	})
 }
 
-// lingerTurns is how often the code waits a moment at its end, so that it can
-// be stopped before the thread runs on: 50 to 200 µs.
-const lingerTurns = 3000
+// lingerTime is how long a thread waits at the end of a program to be stopped,
+// before it runs on. A tracer takes microseconds; one that is dead costs the
+// process this much.
+const lingerTime = 100 * time.Millisecond
 
 // prepare maps the scratch memory, puts the program there and points the
 // stopped thread at it.
-func (th *Thread) prepare(ctx context.Context, p *Program, linger uint64) (*Batch, error) {
+func (th *Thread) prepare(ctx context.Context, p *Program, linger time.Duration) (*Batch, error) {
 	size := p.size()
 	in, err := th.enter(size, linger)
 	if err != nil {

@@ -3,7 +3,10 @@ package ptrace
 import (
 	"bytes"
 	"encoding/binary"
+	"time"
 	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 // saved is what the code finds behind itself: the state that it puts back, and
@@ -17,10 +20,10 @@ type saved struct {
 	// RFLAGS, the low byte is 0x7f if OF is set (adding 1 then sets it).
 	// No other flag is changed by the code or by a system call.
 	flags     uint64
-	everybody uint64 // a signal mask of all signals
-	mask      uint64 // the thread's own
-	mapped    uint64 // size of the scratch mapping
-	linger    uint64 // turns of the loop between the end and the restoring of the state
+	everybody uint64        // a signal mask of all signals
+	mask      uint64        // the thread's own
+	mapped    uint64        // size of the scratch mapping
+	linger    unix.Timespec // how long to wait for a tracer between the end and the restoring of the state
 }
 
 // entry is one line of the table that the code walks through. Addresses are
@@ -63,8 +66,7 @@ const (
 // The code carries marks: no-ops that are easily told from anything else.
 var (
 	markUnmapped = []byte{0x0f, 0x1f, 0x80, 's', 'p', 'f', '1'} // nopl 0x31667073(%rax)
-	markTable    = []byte{0x0f, 0x1f, 0x80, 's', 'p', 'f', '2'}
-	markEnd      = []byte{0x0f, 0x1f, 0x80, 's', 'p', 'f', '3'}
+	markEnd      = []byte{0x0f, 0x1f, 0x80, 's', 'p', 'f', '2'}
 )
 
 // batchCode is never called: its text is copied into other processes.
@@ -74,8 +76,9 @@ func batchCode()
 func batchCodeAddr() unsafe.Pointer
 
 // blob is the code as it is put into a process, complete but for the saved
-// state that follows at stateOffset.
-var blob, unmappedOffset, tableOffset = loadCode()
+// state that follows at stateOffset. From unmappedOffset on, the scratch
+// mapping is gone.
+var blob, unmappedOffset = loadCode()
 
 // stateOffset is where saved begins, counted from the first byte of code.
 var stateOffset = len(blob)
@@ -83,16 +86,13 @@ var stateOffset = len(blob)
 // blockSize is how many bytes code and state need.
 var blockSize = uint64(len(blob)) + uint64(unsafe.Sizeof(saved{}))
 
-// loadCode copies the code out of this program's own text, and finds the
-// places in it that the tracer must know: from unmapped on the scratch mapping
-// is gone; at table the walk begins.
-func loadCode() (code []byte, unmapped, table uint64) {
+// loadCode copies the code out of this program's own text, and finds where in
+// it the scratch mapping is gone.
+func loadCode() (code []byte, unmapped uint64) {
 	const most = 1024
 	text := unsafe.Slice((*byte)(batchCodeAddr()), most)
-	end := bytes.Index(text, markEnd)
-	first := bytes.Index(text, markUnmapped)
-	second := bytes.Index(text, markTable)
-	if end < 0 || first < 0 || second < 0 || first > end || second > end {
+	end, first := bytes.Index(text, markEnd), bytes.Index(text, markUnmapped)
+	if end < 0 || first < 0 || first > end {
 		panic("ptrace: the batch code is not as it was assembled")
 	}
 	code = make([]byte, (end+15)&^15)
@@ -102,11 +102,11 @@ func loadCode() (code []byte, unmapped, table uint64) {
 	le := binary.LittleEndian
 	le.PutUint32(code[end-4:], uint32(len(code)+int(unsafe.Offsetof(saved{}.rip))-end))
 	le.PutUint32(code[end-6-4:], uint32(len(code)+int(unsafe.Offsetof(saved{}.r15))-(end-6)))
-	return code, uint64(first), uint64(second + len(markTable))
+	return code, uint64(first)
 }
 
 // block is code and state for one use, as they are written into a process.
-func block(resume *Regs, mask, mapped, linger uint64) []byte {
+func block(resume *Regs, mask, mapped uint64, linger time.Duration) []byte {
 	s := saved{
 		r15: resume.R15, rip: resume.Rip,
 		rax: resume.Rax, rbx: resume.Rbx, rcx: resume.Rcx, rdx: resume.Rdx, rsi: resume.Rsi, rdi: resume.Rdi,
@@ -116,7 +116,7 @@ func block(resume *Regs, mask, mapped, linger uint64) []byte {
 		everybody: allSignals,
 		mask:      mask,
 		mapped:    mapped,
-		linger:    max(linger, 1),
+		linger:    unix.NsecToTimespec(int64(linger)),
 	}
 	return append(append(make([]byte, 0, blockSize), blob...),
 		unsafe.Slice((*byte)(unsafe.Pointer(&s)), unsafe.Sizeof(s))...)

@@ -37,7 +37,6 @@ TEXT ·batchCode(SB), NOSPLIT|NOFRAME, $0-0
 next:
 	ADDQ	$entry__size, R14
 table:
-	MARK(0x32)
 	MOVL	entry_op(R14), AX
 	CMPL	AX, $const_opCall
 	JNE	notcall
@@ -108,13 +107,16 @@ unmap:
 	MOVL	$11, AX	// munmap
 	SYSCALL
 	MARK(0x31)
-	// A tracer that was woken stops the thread here, before it runs any code
-	// of its own again. One that is late or gone is not waited for.
-	MOVQ	saved_linger(R15), CX
-linger:
-	PAUSE
-	DECQ	CX
-	JNE	linger
+	// The tracer that was woken stops the thread here, before it runs any
+	// code of its own again. One that is gone is not waited for. ppoll, since
+	// it is interrupted without leaving a restart block behind, which is the
+	// thread's own call's (kernel/time/hrtimer.c, nanosleep_copyout).
+	XORL	DI, DI
+	XORL	SI, SI
+	LEAQ	saved_linger(R15), DX
+	XORL	R10, R10
+	MOVL	$271, AX	// ppoll
+	SYSCALL
 mask:
 	MOVL	$2, DI	// SIG_SETMASK
 	LEAQ	saved_mask(R15), SI
@@ -144,4 +146,4 @@ mask:
 	// such operands, and loadCode fills in the distances.
 	BYTE $0x4c; BYTE $0x8b; BYTE $0x3d; LONG $0
 	BYTE $0xff; BYTE $0x25; LONG $0
-	MARK(0x33)
+	MARK(0x32)

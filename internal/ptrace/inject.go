@@ -25,7 +25,7 @@ type injection struct {
 }
 
 // enter puts the code and the state of th into its process.
-func (th *Thread) enter(mapped, linger uint64) (*injection, error) {
+func (th *Thread) enter(mapped uint64, linger time.Duration) (*injection, error) {
 	if th.p.mem < 0 || th.gone || !th.stopped {
 		return nil, th.isGone()
 	}

@@ -108,7 +108,7 @@ func (p *Process) Release() error {
 			errs = append(errs, p.batch.abandon(ctx))
 			cancel()
 		}
-		errs = append(errs, p.detach())
+		errs = append(errs, p.detach(reapTime))
 		return errors.Join(errs...)
 	})
 }
@@ -116,68 +116,43 @@ func (p *Process) Release() error {
 // reapTime bounds the wait for threads that die while they are released.
 const reapTime = 2 * time.Second
 
-func (p *Process) detach() error {
+// detach lets every thread go. Those that are not stopped are waited for up to
+// patience, and left to the tracer to let go later.
+func (p *Process) detach(patience time.Duration) error {
 	var errs []error
-	var dying []*Thread
+	var late []*Thread
 	for _, th := range p.Threads {
 		if th.gone {
+			continue
+		}
+		if !th.stopped { // what it stops with is still to be seen
+			late = append(late, th)
 			continue
 		}
 		err := requestInt(unix.PTRACE_DETACH, th.TID, 0)
 		switch {
 		case err == nil:
-		case err == unix.ESRCH:
-			dying = append(dying, th)
+		case err == unix.ESRCH: // killed
+			late = append(late, th)
 		default:
 			errs = append(errs, fmt.Errorf("let go thread %d of process %d: %w", th.TID, p.PID, err))
 		}
 		th.stopped = false
 	}
-	if len(dying) > 0 {
-		errs = append(errs, p.reap(dying))
+	// Until their tracer has seen the end of killed threads, the process
+	// stays a zombie that its parent is not told of (kernel/exit.c,
+	// wait_task_zombie). The leader's end is reported after all others'.
+	var b backoff
+	for deadline := time.Now().Add(patience); ; b.wait() {
+		if late = release(late); len(late) == 0 || time.Now().After(deadline) {
+			break
+		}
 	}
+	p.t.strays = append(p.t.strays, late...)
 	unix.Close(p.mem)
 	unix.Close(p.tasks)
 	p.mem, p.tasks = -1, -1
 	return errors.Join(errs...)
-}
-
-// reap waits for killed threads: until their tracer has seen a thread's end,
-// its process stays a zombie that its parent is not told of (kernel/exit.c,
-// wait_task_zombie). The leader's end is reported after all others'.
-func (p *Process) reap(dying []*Thread) error {
-	ctx, cancel := context.WithTimeout(context.Background(), reapTime)
-	defer cancel()
-	var b backoff
-	for len(dying) > 0 {
-		var left []*Thread
-		for _, th := range dying {
-			s, ok := poll(th.TID)
-			switch {
-			case !ok:
-				left = append(left, th)
-			case s.kind == stopGone:
-				th.gone = true
-			default: // it was not dying, only running
-				if err := requestInt(unix.PTRACE_DETACH, th.TID, uintptr(s.deliverable())); err != nil {
-					left = append(left, th)
-				}
-			}
-		}
-		if dying = left; len(dying) == 0 {
-			break
-		}
-		if err := ctx.Err(); err != nil {
-			return dying[0].timeout(err)
-		}
-		if b.rounds == yields {
-			for _, th := range dying {
-				th.interrupt() // fails for those that are dying
-			}
-		}
-		b.wait()
-	}
-	return nil
 }
 
 // deliverable is the signal to give a thread that is detached in this stop.

@@ -172,3 +172,5 @@ func endCall(r *Regs) bool {
 }
 
 func setProgramCounter(r *Regs, pc uint64) { r.Rip = pc }
+
+func stackPointer(r *Regs) uint64 { return r.Rsp }

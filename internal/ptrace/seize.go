@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -38,7 +39,7 @@ func (t *Tracer) seizeAll(ctx context.Context, pids []int) (ps []*Process, err e
 			return
 		}
 		for _, p := range ps {
-			if undo := p.letGo(); undo != nil {
+			if undo := p.detach(undoTime); undo != nil {
 				err = errors.Join(err, undo)
 			}
 		}
@@ -62,6 +63,10 @@ func (t *Tracer) seizeAll(ctx context.Context, pids []int) (ps []*Process, err e
 	}
 	return ps, nil
 }
+
+// undoTime bounds how long an unsuccessful Seize waits for threads to stop, so
+// that it can let go of them. The tracer takes care of the others later.
+const undoTime = 20 * time.Millisecond
 
 func (t *Tracer) open(pid int) (*Process, error) {
 	p := &Process{PID: pid, t: t, mem: -1, tasks: -1}
@@ -201,11 +206,4 @@ func (th *Thread) stoppedAgain() error {
 		return err
 	}
 	return th.writeRegs(&th.regs)
-}
-
-// letGo detaches a process in whatever state an unsuccessful Seize left it.
-// Threads that have not stopped yet are waited for a moment; those that don't
-// (uninterruptible sleep) keep their interruption pending, which does no harm.
-func (p *Process) letGo() error {
-	return p.detach()
 }

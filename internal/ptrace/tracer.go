@@ -3,6 +3,7 @@ package ptrace
 import (
 	"runtime"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -13,6 +14,10 @@ type Tracer struct {
 	calls chan func()
 	done  chan struct{} // closed when the thread is about to end
 	once  sync.Once
+
+	// strays are threads that could not be let go yet: they were asked to
+	// stop and have not, in uninterruptible sleep, or they are dying.
+	strays []*Thread
 }
 
 // New starts a tracer's thread.
@@ -32,12 +37,49 @@ func (t *Tracer) run(ready chan<- struct{}) {
 	t.tid = unix.Gettid()
 	close(ready)
 	defer close(t.done)
-	for f := range t.calls {
-		if f == nil {
-			return
+	for {
+		var again <-chan time.Time
+		if len(t.strays) > 0 {
+			again = time.After(strayInterval)
 		}
-		f()
+		select {
+		case f := <-t.calls:
+			if f == nil {
+				return
+			}
+			f()
+		case <-again:
+		}
+		t.strays = release(t.strays)
 	}
+}
+
+// strayInterval is how often threads that would not stop are looked at again.
+const strayInterval = 5 * time.Millisecond
+
+// release lets go those threads that have stopped, takes note of those that
+// have died, and returns the rest.
+func release(ths []*Thread) (left []*Thread) {
+	for _, th := range ths {
+		s, ok := poll(th.TID)
+		switch {
+		case !ok:
+			left = append(left, th)
+		case s.kind == stopGone:
+			th.gone = true
+		default:
+			th.stopped = true
+			if s.kind == stopEvent {
+				// Fails for those that were killed since, or may not be
+				// touched: they are let go as they are.
+				_ = th.stoppedAgain()
+			}
+			if requestInt(unix.PTRACE_DETACH, th.TID, uintptr(s.deliverable())) != nil {
+				left = append(left, th)
+			}
+		}
+	}
+	return left
 }
 
 // Close ends the tracer's thread. Processes that were not released go on

@@ -1,0 +1,90 @@
+package ptrace
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+)
+
+// maxFrames is how much of a stack is searched for signal frames.
+const maxFrames = 8 << 20
+
+// CleanResidue removes what a tracer that died, or [Thread.StartDetached], has
+// left in the process's vDSO, and reports whether there was anything. While a
+// thread may still come to execute it, nothing is removed and the error is
+// [ErrResidueInUse]: later is early enough.
+func (p *Process) CleanResidue() (found bool, err error) {
+	err = p.t.Do(func() error {
+		_, err := p.slack()
+		if !errors.Is(err, ErrResidue) {
+			return err
+		}
+		found = true
+		for _, th := range p.Threads {
+			if p.vdso.has(programCounter(&th.regs)) {
+				return fmt.Errorf("thread %d of process %d: %w: it is there", th.TID, p.PID, ErrResidueInUse)
+			}
+		}
+		if err := p.searchStacks(); err != nil {
+			return err
+		}
+		return p.writeMem(p.vdso.start, make([]byte, p.vdso.end-p.vdso.start))
+	})
+	return found, err
+}
+
+// searchStacks looks for signal frames that return into the slack: a signal
+// that came while a batch without tracer was at its end interrupted it there,
+// and the handler may still be running. Any word on a stack with such a value
+// counts; alternate stacks are found like others, as the handler's stack
+// pointer is in them.
+func (p *Process) searchStacks() error {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", p.PID))
+	if err != nil {
+		return fmt.Errorf("mappings of process %d: %w", p.PID, err)
+	}
+	buf := make([]byte, 64<<10)
+	for _, th := range p.Threads {
+		sp := stackPointer(&th.regs)
+		stack, ok := mappingOf(text, sp)
+		if !ok {
+			continue // no frame can be where nothing is mapped
+		}
+		at := sp &^ 7
+		for limit := min(stack.end, at+maxFrames); at < limit; {
+			b := buf[:min(uint64(len(buf)), limit-at)]
+			if err := p.readMem(at, b); err != nil {
+				return err
+			}
+			for w := b; len(w) >= 8; w = w[8:] {
+				if p.vdso.has(binary.LittleEndian.Uint64(w)) {
+					return fmt.Errorf("thread %d of process %d: %w: a signal handler returns to it", th.TID, p.PID, ErrResidueInUse)
+				}
+			}
+			at += uint64(len(b))
+		}
+	}
+	return nil
+}
+
+// mappingOf returns the line of /proc/PID/maps that has addr.
+func mappingOf(maps []byte, addr uint64) (region, bool) {
+	for len(maps) > 0 {
+		var line []byte
+		line, maps, _ = bytes.Cut(maps, []byte("\n"))
+		span, _, _ := bytes.Cut(line, []byte(" "))
+		from, to, ok := bytes.Cut(span, []byte("-"))
+		if !ok {
+			continue
+		}
+		start, err1 := strconv.ParseUint(string(from), 16, 64)
+		end, err2 := strconv.ParseUint(string(to), 16, 64)
+		if r := (region{start, end}); err1 == nil && err2 == nil && r.has(addr) {
+			return r, true
+		}
+	}
+	return region{}, false
+}
