@@ -298,7 +298,10 @@ func (b *Batch) cancel(cause error) error {
 	if errors.Is(err, ErrTimeout) {
 		grace, cancel := context.WithTimeout(context.Background(), abandonTime)
 		defer cancel()
-		err = b.abandon(grace)
+		return errors.Join(cause, b.abandon(grace))
+	}
+	if err == nil {
+		err = b.failure() // usually the call that was ended
 	}
 	return errors.Join(cause, err)
 }

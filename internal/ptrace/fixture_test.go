@@ -33,6 +33,13 @@ var built = struct {
 }{bin: map[string]string{}}
 
 func TestMain(m *testing.M) {
+	if role := os.Getenv(tracerRole); role != "" {
+		var pid int
+		var how string
+		fmt.Sscanf(role, "%d %s", &pid, &how)
+		dyingTracer(pid, how)
+		os.Exit(0)
+	}
 	status := m.Run()
 	if built.dir != "" {
 		os.RemoveAll(built.dir)
@@ -147,6 +154,10 @@ func withTime(tb testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	tb.Cleanup(cancel)
 	return ctx
+}
+
+func contextWith(d time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.Background(), d)
 }
 
 func newTracer(tb testing.TB) *Tracer {

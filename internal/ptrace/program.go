@@ -22,7 +22,7 @@ type Program struct {
 	lines []line
 	calls []int // index in lines of every call
 	names []string
-	bound []int // line of every label, -1 if not bound yet
+	bound []int // line of every label but end, -1 if not bound yet; see Bind
 	fail  Label // where failing calls go unless they say otherwise
 
 	pointers []pointer
@@ -52,11 +52,10 @@ const (
 	inArg             // n is a line * 8 + argument: the address of it
 )
 
-// Label is a place in a program.
+// Label is a place in a program; the zero value is the end of every program.
 type Label int
 
-// end is the label of the built-in end.
-const end Label = -1
+const end Label = 0
 
 // Arg is an argument of a system call: a [Const], a [Ref], a [*Call] or what
 // [Ref.Int32], [Ref.Uint32] or [Ref.Uint64] return.
@@ -121,7 +120,7 @@ func (c *Call) OnError(label Label) *Call {
 // failure is not noted; [Batch.Result] has it.
 func (c *Call) Ignore() *Call {
 	next := c.p.Label()
-	c.p.bound[next] = c.line + 1
+	c.p.bound[next-1] = c.line + 1
 	c.p.lines[c.line].label, c.p.lines[c.line].value = next, 0
 	return c
 }
@@ -133,7 +132,7 @@ func (c *Call) Name(name string) *Call {
 }
 
 // NewProgram returns an empty program.
-func NewProgram() *Program { return &Program{fail: end} }
+func NewProgram() *Program { return new(Program) }
 
 // Data puts a copy of b into the program's data, on an address divisible by 16.
 func (p *Program) Data(b []byte) Ref {
@@ -190,11 +189,11 @@ func (p *Program) Syscall(nr uintptr, args ...Arg) *Call {
 // Label returns a new label, to be bound by [Program.Bind].
 func (p *Program) Label() Label {
 	p.bound = append(p.bound, -1)
-	return Label(len(p.bound) - 1)
+	return Label(len(p.bound))
 }
 
 // Bind makes label the place of the next line added.
-func (p *Program) Bind(label Label) { p.bound[label] = len(p.lines) }
+func (p *Program) Bind(label Label) { p.bound[label-1] = len(p.lines) }
 
 // FailTo makes the calls added from now on go to label when they fail. The
 // lines there usually undo what was done; the error is reported all the same.
@@ -255,8 +254,8 @@ func (p *Program) assemble(mem []byte, base uint64) error {
 			l = p.lines[i]
 		}
 		target := len(p.lines)
-		if l.label != end && l.op != opEnd {
-			if target = p.bound[l.label]; target < 0 {
+		if l.label != end {
+			if target = p.bound[l.label-1]; target < 0 {
 				return ErrUnbound
 			}
 		}

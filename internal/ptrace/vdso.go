@@ -2,8 +2,11 @@ package ptrace
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -120,6 +123,9 @@ func (p *Process) slack() (region, error) {
 
 func (p *Process) findSlack() (region, error) {
 	auxv, err := os.ReadFile(fmt.Sprintf("/proc/%d/auxv", p.PID))
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		return region{}, ErrGone
+	}
 	if err != nil {
 		return region{}, err
 	}
