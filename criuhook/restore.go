@@ -89,12 +89,7 @@ func Restore(ctx context.Context, o RestoreOptions) (*Restored, error) {
 	if err != nil {
 		return nil, &waits{pid: r.pid, err: err}
 	}
-	for _, s := range r.stubs {
-		if !r.swapped[s] {
-			o.Event(fmt.Sprintf("%s waits for its file system; mount it somewhere and run: spfs-swap run --from %s --to THERE",
-				s.fs.Mounts[0].Point, s.path))
-		}
-	}
+	r.sayWaiting()
 	done := &Restored{PID: r.pid}
 	if !o.Detach {
 		done.Status, err = waitFor(r.pid)
@@ -245,6 +240,16 @@ func (m *Manifest) points() string {
 func (r *restore) mountStubs(ctx context.Context) error {
 	for i := range r.manifest.FileSystems {
 		fs := &r.manifest.FileSystems[i]
+		if r.manifest.HostNamespace {
+			there, err := mountedAlready(fs)
+			if err != nil {
+				return err
+			}
+			if there {
+				r.o.Event(fmt.Sprintf("%s is mounted already, and used as it is", fs.Mounts[0].Point))
+				continue
+			}
+		}
 		path, err := r.workspace.mkdir("stub", i)
 		if err != nil {
 			return err
@@ -344,6 +349,16 @@ func (r *restore) mountReal(ctx context.Context) error {
 	return nil
 }
 
+// sayWaiting tells what the tree waits for, and what ends that.
+func (r *restore) sayWaiting() {
+	for _, s := range r.stubs {
+		if !r.swapped[s] {
+			r.o.Event(fmt.Sprintf("%s waits for its file system; mount it somewhere and run: spfs-swap run --from %s --to THERE",
+				s.fs.Mounts[0].Point, s.path))
+		}
+	}
+}
+
 // replace mounts one real file system in place of a stub.
 func (r *restore) replace(ctx context.Context, i int, m MountCommand, s *stub) error {
 	ctx, cancel := context.WithTimeout(ctx, r.o.Timeout)
@@ -367,7 +382,7 @@ func (r *restore) replace(ctx context.Context, i int, m MountCommand, s *stub) e
 func (r *restore) undo() error {
 	var errs []error
 	for i := len(r.bound) - 1; i >= 0; i-- {
-		if err := unix.Unmount(r.bound[i], unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+		if err := unix.Unmount(r.bound[i], unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && err != unix.EINVAL {
 			errs = append(errs, fmt.Errorf("unmounting %s: %w", r.bound[i], err))
 		}
 	}

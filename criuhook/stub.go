@@ -53,14 +53,23 @@ func startStub(ctx context.Context, program, path string, fs *FileSystem) (*stub
 	if err := cmd.Run(); err != nil {
 		return nil, fmt.Errorf("stub of %s: %s mount: %w: %s", fs.Mounts[0].Point, program, err, bytes.TrimSpace(said.Bytes()))
 	}
-	s := &stub{fs: fs, path: path}
-	if s.dev, err = control.MountDevice(path); err == nil {
-		err = s.ask(func(c *control.Client) error { return c.Proxy(ctx, placeholder) })
-	}
+	s, err := stubAt(path, fs)
 	if err != nil {
+		return nil, fmt.Errorf("stub of %s: %w", fs.Mounts[0].Point, err)
+	}
+	if err := s.ask(func(c *control.Client) error { return c.Proxy(ctx, placeholder) }); err != nil {
 		return nil, errors.Join(fmt.Errorf("stub of %s: %w", fs.Mounts[0].Point, err), s.stop())
 	}
 	return s, nil
+}
+
+// stubAt finds the stub mounted at path.
+func stubAt(path string, fs *FileSystem) (*stub, error) {
+	dev, err := control.MountDevice(path)
+	if err != nil {
+		return nil, err
+	}
+	return &stub{fs: fs, path: path, dev: dev}, nil
 }
 
 // writePositions writes what [ReadPositions] reads.
