@@ -2,6 +2,7 @@ package proxyfs
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"time"
 
@@ -57,11 +58,11 @@ const closeTimeout = 5 * time.Second
 // Locks are taken again here, as nobody else may get them first; those that
 // can't be don't make Retarget fail, see LostLocks.
 func (f *FS) Retarget(dir *os.File) error {
-	old := f.rootFile()
+	links := f.rootLinks()
 	if err := f.setRoot(dir); err != nil {
 		return err
 	}
-	fds := f.leave(old)
+	fds := append(f.leave(links), f.leaveHandles()...)
 
 	closed := make(chan struct{})
 	go func() {
@@ -79,7 +80,8 @@ func (f *FS) Retarget(dir *os.File) error {
 	return nil
 }
 
-func (f *FS) rootFile() int64 {
+// rootLinks is linkCount of the root.
+func (f *FS) rootLinks() int64 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return linkCount(f.root.fd)
@@ -96,10 +98,10 @@ func linkCount(fd int) int64 {
 	return int64(stx.Nlink)
 }
 
-// leave makes all nodes and handles those of a new directory and returns the
-// descriptors to be closed. rootLinks is the former root's link count: where
-// it is 0 the file system does not count links.
-func (f *FS) leave(rootLinks int64) (fds []int) {
+// leave makes all nodes those of a new directory and returns the descriptors
+// to be closed. links is the former root's link count: where that is 0, the
+// file system does not count links.
+func (f *FS) leave(links int64) (fds []int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.epoch++
@@ -108,7 +110,7 @@ func (f *FS) leave(rootLinks int64) (fds []int) {
 		if n == f.root {
 			continue
 		}
-		if n.fd >= 0 && (n.unlinked || rootLinks != 0 && linkCount(n.fd) == 0) {
+		if n.fd >= 0 && (n.unlinked || links != 0 && linkCount(n.fd) == 0) {
 			f.keepLocked(n)
 			continue
 		}
@@ -120,20 +122,34 @@ func (f *FS) leave(rootLinks int64) (fds []int) {
 		n.fd, n.proof, n.gone, n.tries = -1, nil, false, 0
 		fds = append(fds, n.locks.closeAll()...)
 	}
-	f.handlesMu.Lock()
-	defer f.handlesMu.Unlock()
-	for _, h := range f.handles {
-		if h.node != f.root && h.node.epoch == f.epoch {
-			continue // deleted
+	return fds
+}
+
+// leaveHandles does for the handles what leave, called before, does for nodes.
+func (f *FS) leaveHandles() (fds []int) {
+	for _, h := range f.allHandles() {
+		f.mu.Lock()
+		kept := h.node != f.root && h.node.epoch == f.epoch
+		f.mu.Unlock()
+		if kept { // deleted
+			continue
 		}
+		h.mu.Lock()
 		if fd := h.fd.Swap(-1); fd >= 0 {
 			fds = append(fds, int(fd))
 		}
 		if h.list != nil {
 			h.list.reread = true
 		}
+		h.mu.Unlock()
 	}
 	return fds
+}
+
+func (f *FS) allHandles() map[uint64]*handle {
+	f.handlesMu.RLock()
+	defer f.handlesMu.RUnlock()
+	return maps.Clone(f.handles)
 }
 
 // keepLocked makes n, which was deleted, a node of this directory too.
@@ -149,22 +165,19 @@ func (f *FS) keepLocked(n *node) {
 
 // lockAgain takes every lock again and returns those that could not be.
 func (f *FS) lockAgain() (lost []LostLock) {
-	f.handlesMu.RLock()
-	handles := make(map[uint64]*handle, len(f.handles))
+	handles := f.allHandles()
 	locked := make(map[*node]bool)
-	for id, h := range f.handles {
-		handles[id] = h
+	for _, h := range handles {
 		if !h.node.locks.empty() {
 			locked[h.node] = true
 		}
 	}
-	f.handlesMu.RUnlock()
 	for n := range locked {
 		lost = append(lost, f.rangesAgain(n, handles)...)
 	}
 	for _, h := range handles {
-		if err := f.flockAgain(h); err != nil {
-			lost = append(lost, LostLock{Node: h.node.id, Path: f.Path(h.node.id), Flock: true, Type: h.flock, Err: err})
+		if typ, err := f.flockAgain(h); err != nil {
+			lost = append(lost, LostLock{Node: h.node.id, Path: f.Path(h.node.id), Flock: true, Type: typ, Err: err})
 		}
 	}
 	return lost
@@ -203,20 +216,20 @@ func (f *FS) rangesAgain(n *node, handles map[uint64]*handle) (lost []LostLock) 
 	return lost
 }
 
-// flockAgain takes again what h holds by flock(2).
-func (f *FS) flockAgain(h *handle) error {
+// flockAgain takes again what h holds by flock(2), and says what that is.
+func (f *FS) flockAgain(h *handle) (int16, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.flock == unix.F_UNLCK || h.fd.Load() >= 0 {
-		return nil
+		return h.flock, nil
 	}
 	fd, err := f.handleFDLocked(h)
 	if err != nil {
-		return err
+		return h.flock, err
 	}
 	how := unix.LOCK_SH
 	if h.flock == unix.F_WRLCK {
 		how = unix.LOCK_EX
 	}
-	return retry(func() error { return unix.Flock(fd, how|unix.LOCK_NB) })
+	return h.flock, retry(func() error { return unix.Flock(fd, how|unix.LOCK_NB) })
 }
