@@ -51,7 +51,7 @@ func Hook(ctx context.Context, o HookOptions) error {
 	switch o.Action {
 	case "post-dump", "pre-restore", "post-restore", "post-resume":
 	case "":
-		return errors.New("CRTOOLS_SCRIPT_ACTION is not set: this is to be called by CRIU (--action-script \"spfs hook\")")
+		return errors.New("CRTOOLS_SCRIPT_ACTION is not set: this is to be called by CRIU (--action-script PATH-OF-SPFS)")
 	default:
 		return nil // a stage that needs nothing
 	}
@@ -71,12 +71,8 @@ func Hook(ctx context.Context, o HookOptions) error {
 		}
 		o.Program = self
 	}
-	dir, err := openImages(o.Images)
-	if err != nil {
-		return fmt.Errorf("CRTOOLS_IMAGE_DIR: %w", err)
-	}
-	defer dir.Close()
-	h := &hook{HookOptions: o, dir: dir}
+	h := &hook{HookOptions: o}
+	var err error
 	switch o.Action {
 	case "post-dump":
 		err = h.postDump()
@@ -93,21 +89,31 @@ func Hook(ctx context.Context, o HookOptions) error {
 	return nil
 }
 
-type hook struct {
-	HookOptions
-	dir *os.File // of the images
-}
+type hook struct{ HookOptions }
 
 func (h *hook) postDump() error {
 	root, err := strconv.Atoi(h.Root)
 	if err != nil {
 		return fmt.Errorf("CRTOOLS_INIT_PID: %q is not a pid", h.Root)
 	}
-	m, err := record(h.dir, root)
+	dir, err := h.openImages()
 	if err != nil {
 		return err
 	}
-	return m.write(h.dir)
+	defer dir.Close()
+	m, err := record(dir, root)
+	if err != nil {
+		return err
+	}
+	return m.write(dir)
+}
+
+func (h *hook) openImages() (*os.File, error) {
+	dir, err := openImages(h.Images)
+	if err != nil {
+		return nil, fmt.Errorf("CRTOOLS_IMAGE_DIR: %w", err)
+	}
+	return dir, nil
 }
 
 // criuPID is the CRIU that called: CRTOOLS_IMAGE_DIR is a descriptor of its
@@ -151,7 +157,12 @@ func startTime(pid int) (string, error) {
 }
 
 func (h *hook) preRestore(ctx context.Context) error {
-	m, err := loadManifest(h.dir)
+	dir, err := h.openImages()
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	m, err := loadManifest(dir)
 	if err != nil {
 		return err
 	}
@@ -175,7 +186,11 @@ func (h *hook) preRestore(ctx context.Context) error {
 		return err
 	}
 	r := &restore{o: RestoreOptions{Event: h.Event}, manifest: m, program: h.Program, workspace: w}
-	err = r.mountStubs(ctx)
+	// By post-resume CRIU has closed its image directory.
+	err = m.write(w.dir)
+	if err == nil {
+		err = r.mountStubs(ctx)
+	}
 	for _, s := range r.stubs {
 		for _, mt := range s.fs.Mounts {
 			if dir := places[mt.Key]; err == nil && dir != "" {
@@ -252,45 +267,51 @@ func parseExternal(s string) (key, dir string, ok bool) {
 	return key, dir, ok && key != "" && filepath.IsAbs(dir)
 }
 
-// stubsOf finds the stubs that pre-restore mounted.
-func (h *hook) stubsOf(w string) ([]*stub, error) {
-	m, err := ReadManifest(h.dir)
+// underWay finds the restore that pre-restore began.
+func (h *hook) underWay() (*restore, error) {
+	path, err := h.workspacePath()
 	if err != nil {
 		return nil, err
 	}
-	var stubs []*stub
+	dir, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	m, err := ReadManifest(dir)
+	if err != nil {
+		return nil, err
+	}
+	r := &restore{
+		o:         RestoreOptions{Mounts: h.Mounts, Timeout: h.Timeout, Swap: h.Swap, Event: h.Event},
+		manifest:  m,
+		workspace: &workspace{path: path},
+		swapped:   make(map[*stub]bool),
+	}
 	for i := range m.FileSystems {
-		s, err := stubAt(filepath.Join(w, fmt.Sprintf("stub-%d", i)), &m.FileSystems[i])
+		s, err := stubAt(filepath.Join(path, fmt.Sprintf("stub-%d", i)), &m.FileSystems[i])
 		if errors.Is(err, fs.ErrNotExist) && m.HostNamespace {
 			continue // it was mounted already
 		}
 		if err != nil {
 			return nil, err
 		}
-		stubs = append(stubs, s)
+		r.stubs = append(r.stubs, s)
 	}
-	return stubs, nil
+	return r, nil
 }
 
 func (h *hook) postRestore(ctx context.Context) error {
-	w, err := h.workspacePath()
+	r, err := h.underWay()
 	if err != nil {
 		return err
 	}
-	stubs, err := h.stubsOf(w)
-	if err != nil {
-		return err
-	}
-	if err := shutAll(ctx, stubs); err != nil {
+	if err := shutAll(ctx, r.stubs); err != nil {
 		return err
 	}
 	// CRIU has mounted the stubs in the tree: its directories are the user's
 	// again.
-	m, err := ReadManifest(h.dir)
-	if err != nil {
-		return err
-	}
-	places, err := h.places(m)
+	places, err := h.places(r.manifest)
 	if err != nil {
 		return err
 	}
@@ -313,25 +334,10 @@ func (h *hook) postResume(ctx context.Context) error {
 	if err := os.WriteFile(filepath.Join(path, resumed), nil, 0o600); err != nil {
 		return err
 	}
-	stubs, err := h.stubsOf(path)
+	r, err := h.underWay()
 	if err != nil {
 		return err
 	}
-	m, err := ReadManifest(h.dir)
-	if err != nil {
-		return err
-	}
-	r := &restore{
-		o:         RestoreOptions{Mounts: h.Mounts, Timeout: h.Timeout, Swap: h.Swap, Event: h.Event},
-		manifest:  m,
-		workspace: &workspace{path: path},
-		swapped:   make(map[*stub]bool),
-	}
-	for _, s := range stubs {
-		// The manifest was read twice: find must know this one's.
-		s.fs = m.find(string(s.fs.Mounts[0].Point))
-	}
-	r.stubs = stubs
 	if err := r.checkMounts(); err != nil {
 		return err
 	}

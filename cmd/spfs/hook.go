@@ -14,9 +14,10 @@ import (
 
 var hookCommand = &cli.Command{
 	Name:  "hook",
-	Usage: "be CRIU's action script (criu … --action-script 'spfs hook')",
+	Usage: "be CRIU's action script (criu … --action-script PATH-OF-SPFS)",
 	Description: `What "spfs dump" and "spfs restore" do, for those who call CRIU themselves.
-Give it to CRIU for the dump and for the restore, together with
+Give CRIU the path of spfs, for the dump and for the restore (called by CRIU,
+spfs is its own hook), together with
 
    dump:     --external 'mnt[MOUNTPOINT]:KEY'   for each FUSE mount of the tree
    restore:  --external 'mnt[KEY]:DIR'          DIR: an empty directory, where
@@ -32,6 +33,15 @@ Environment, of CRIU and so of the hook:
 	},
 	OnUsageError: usageError,
 	Action:       hook,
+}
+
+// asHook makes "spfs hook" of a bare "spfs" that CRIU calls: its action script
+// is a path, without arguments (criu/action-scripts.c: run_shell_scripts).
+func asHook(argv []string) []string {
+	if len(argv) == 1 && os.Getenv("CRTOOLS_SCRIPT_ACTION") != "" {
+		return append(argv, hookCommand.Name)
+	}
+	return argv
 }
 
 func hook(c *cli.Context) error {
