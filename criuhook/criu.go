@@ -12,8 +12,6 @@ import (
 
 	criu "github.com/checkpoint-restore/go-criu/v7"
 	"golang.org/x/sys/unix"
-
-	"spfs/internal/exit"
 )
 
 // leastCRIU is the oldest version that takes mounts as this package gives
@@ -40,29 +38,47 @@ func findCRIU(named string) (string, error) {
 	}
 	found, err := exec.LookPath(path)
 	if err != nil {
-		return "", exit.Refuse(fmt.Errorf("no CRIU: %w; %s", err, criuAdvice))
+		return "", fmt.Errorf("no CRIU: %w; %s", err, criuAdvice)
 	}
 	c := criu.MakeCriu()
 	c.SetCriuPath(found)
 	version, err := c.GetCriuVersion()
 	if err != nil {
-		return "", exit.Refuse(fmt.Errorf("%s does not answer as CRIU does (%v); %s", found, err, criuAdvice))
+		if said := askVersion(found); said != "" {
+			return "", fmt.Errorf("%s is CRIU %s, which is too old; %s", found, said, criuAdvice)
+		}
+		return "", fmt.Errorf("%s does not answer as CRIU does (%w); %s", found, oneLine(err), criuAdvice)
 	}
 	if version < leastCRIU {
-		return "", exit.Refuse(fmt.Errorf("%s is CRIU %d.%d, which is too old; %s", found, version/10000, version/100%100, criuAdvice))
+		return "", fmt.Errorf("%s is CRIU %d.%d, which is too old; %s", found, version/10000, version/100%100, criuAdvice)
 	}
 	return found, nil
+}
+
+// askVersion asks a program for its version as CRIU tells it. Before 3.0 it was
+// not part of the RPC.
+func askVersion(path string) string {
+	out, err := exec.Command(path, "--version").Output()
+	if err != nil {
+		return ""
+	}
+	for _, line := range strings.Split(string(out), "\n") {
+		if v, ok := strings.CutPrefix(line, "Version: "); ok {
+			return strings.TrimSpace(v)
+		}
+	}
+	return ""
 }
 
 // openImages opens an existing image directory.
 func openImages(dir string) (*os.File, error) {
 	abs, err := filepath.Abs(dir)
 	if err != nil {
-		return nil, exit.Refuse(err)
+		return nil, err
 	}
 	f, err := os.OpenFile(abs, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
-		return nil, exit.Refuse(fmt.Errorf("image directory: %w", err))
+		return nil, fmt.Errorf("image directory: %w", err)
 	}
 	return f, nil
 }

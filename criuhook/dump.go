@@ -92,6 +92,7 @@ func Dump(ctx context.Context, o DumpOptions) (*Dumped, error) {
 		err = errors.Join(dumpFailed(dir, hooks, err), removeImages(dir))
 		return nil, err
 	}
+	hooks.manifest.sealStatistics(dir)
 	return &Dumped{hooks.manifest}, nil
 }
 
@@ -135,6 +136,9 @@ func examine(root int) (mounted []treeMount, own bool, err error) {
 		if pid == os.Getpid() {
 			return nil, false, fmt.Errorf("process %s: spfs itself is part of the tree, so it cannot stop it; run it from outside", describe(root))
 		}
+		if err := refuseProcess(pid); err != nil {
+			return nil, false, err
+		}
 	}
 	mounted, err = fuseMounts(root)
 	if err != nil {
@@ -169,7 +173,7 @@ func removeImages(dir *os.File) error {
 	if err != nil {
 		return err
 	}
-	for _, n := range append(names, ManifestName, "stats-dump") {
+	for _, n := range append(names, ManifestName, statistics) {
 		if err := unix.Unlinkat(int(dir.Fd()), n, 0); err != nil && err != unix.ENOENT {
 			return fmt.Errorf("removing the incomplete %s/%s: %w", dir.Name(), n, err)
 		}
@@ -180,7 +184,7 @@ func removeImages(dir *os.File) error {
 // needRoot refuses to go on for anybody else.
 func needRoot() error {
 	if os.Geteuid() != 0 {
-		return exit.Refuse(errors.New("only root can do this: CRIU and mounting need its rights"))
+		return errors.New("only root can do this: CRIU and mounting need its rights")
 	}
 	return nil
 }

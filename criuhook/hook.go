@@ -144,14 +144,9 @@ func (h *hook) workspacePath() (string, error) {
 // startTime tells a process from others that have its pid: the 22nd field of
 // /proc/PID/stat.
 func startTime(pid int) (string, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	fields, err := statFields(pid)
 	if err != nil {
 		return "", err
-	}
-	// The 2nd field is in parentheses and may hold anything.
-	fields := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
-	if len(fields) < 20 {
-		return "", fmt.Errorf("/proc/%d/stat has too few fields", pid)
 	}
 	return fields[19], nil
 }

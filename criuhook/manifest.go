@@ -41,7 +41,7 @@ var (
 // FUSE file systems of a tree, and what must be there when it opens files.
 type Manifest struct {
 	// Images are the files of the image directory this manifest was written
-	// for, all but CRIU's statistics.
+	// for.
 	Images []Image `json:"images"`
 
 	// HostNamespace tells that the tree had no mount namespace of its own:

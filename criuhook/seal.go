@@ -89,3 +89,20 @@ func (m *Manifest) checkImages(dir *os.File) error {
 	}
 	return nil
 }
+
+// statistics is a file that CRIU writes when the dump is over.
+const statistics = "stats-dump"
+
+// sealStatistics adds CRIU's statistics to a manifest that is written already.
+// Nothing is lost if it cannot be done: no restore reads them.
+func (m *Manifest) sealStatistics(dir *os.File) {
+	i, err := sealImage(dir, statistics)
+	if err != nil {
+		return
+	}
+	with := *m
+	with.Images = append(m.Images[:len(m.Images):len(m.Images)], i)
+	if with.write(dir) == nil {
+		*m = with
+	}
+}

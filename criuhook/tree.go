@@ -164,3 +164,57 @@ func inNamespace(pid int, fn func() error) error {
 	ns := mounts.Namespace{File: f}
 	return ns.Do(func(*os.File) error { return fn() })
 }
+
+// pfKthread is PF_KTHREAD of include/linux/sched.h.
+const pfKthread = 0x00200000
+
+// refuseProcess returns an error if CRIU cannot stop a process.
+func refuseProcess(pid int) error {
+	fields, err := statFields(pid)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // it ended since
+	}
+	if err != nil {
+		return err
+	}
+	flags, err := strconv.ParseUint(fields[6], 10, 32) // the 9th of proc_pid_stat(5)
+	if err != nil {
+		return fmt.Errorf("/proc/%d/stat: %w", pid, err)
+	}
+	if flags&pfKthread != 0 {
+		return fmt.Errorf("process %s is a thread of the kernel", describe(pid))
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return nil
+	}
+	if tracer := statusField(string(status), "TracerPid"); tracer != "" && tracer != "0" {
+		n, _ := strconv.Atoi(tracer)
+		return fmt.Errorf("process %s is being traced by process %s, so CRIU cannot stop it; end that first", describe(pid), describe(n))
+	}
+	return nil
+}
+
+// statusField returns a field of /proc/PID/status.
+func statusField(status, name string) string {
+	for _, line := range strings.Split(status, "\n") {
+		if v, ok := strings.CutPrefix(line, name+":"); ok {
+			return strings.TrimSpace(v)
+		}
+	}
+	return ""
+}
+
+// statFields returns the fields of /proc/PID/stat from the 3rd on: the 2nd is
+// in parentheses and may hold anything.
+func statFields(pid int) ([]string, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return nil, err
+	}
+	fields := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
+	if len(fields) < 20 {
+		return nil, fmt.Errorf("/proc/%d/stat has too few fields", pid)
+	}
+	return fields, nil
+}
