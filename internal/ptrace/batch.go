@@ -127,8 +127,8 @@ func (in *injection) everybody() uint64 {
 
 // fill maps the scratch memory here as well, and writes the program to it.
 func (b *Batch) fill() error {
-	pid, size := b.in.th.p.PID, b.program.size()
-	name := fmt.Sprintf("/proc/%d/map_files/%x-%x", pid, b.base, b.base+size)
+	size := b.program.size()
+	name := b.in.th.p.proc(fmt.Sprintf("map_files/%x-%x", b.base, b.base+size))
 	fd, err := unix.Open(name, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", name, err)
@@ -173,8 +173,7 @@ func (b *Batch) wait(ctx context.Context) error {
 	const futexWait = 0
 	interval := unix.NsecToTimespec(int64(checkInterval))
 	for atomic.LoadUint32(b.done()) == 0 {
-		if s, ok := poll(b.in.th.TID); ok {
-			b.in.th.stopped = s.kind != stopGone
+		if s, ok := b.in.th.poll(); ok {
 			if err := b.stoppedAt(s); err != nil || b.over {
 				return err
 			}
@@ -211,7 +210,6 @@ func (b *Batch) stopAtEnd(ctx context.Context) error {
 func (b *Batch) stoppedAt(s stop) error {
 	th := b.in.th
 	if s.kind == stopGone {
-		th.gone = true
 		return th.isGone()
 	}
 	if s.kind == stopEvent {

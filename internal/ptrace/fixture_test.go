@@ -74,7 +74,13 @@ func build(tb testing.TB, name string) string {
 // start runs a fixture up to its line "ready".
 func start(tb testing.TB, name string, args ...string) *fixture {
 	tb.Helper()
-	f := &fixture{tb: tb, cmd: exec.Command(build(tb, name), args...)}
+	return run(tb, exec.Command(build(tb, name), args...))
+}
+
+// run is start for a program that is built.
+func run(tb testing.TB, cmd *exec.Cmd) *fixture {
+	tb.Helper()
+	f := &fixture{tb: tb, cmd: cmd}
 	var err error
 	if f.in, err = f.cmd.StdinPipe(); err != nil {
 		tb.Fatal(err)

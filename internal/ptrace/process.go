@@ -15,11 +15,13 @@ type Process struct {
 	PID     int
 	Threads []*Thread // in no order; those that died meanwhile are left out
 
-	t     *Tracer
-	mem   int    // /proc/PID/mem; -1 once released
-	tasks int    // /proc/PID/task
-	vdso  region // where code may be put; zero until looked for
-	batch *Batch // under way; nil if none
+	t      *Tracer
+	mem    int    // /proc/PID/mem; -1 once released
+	tasks  int    // /proc/PID/task
+	denied int    // how often a thread could not be seized, for no reason
+	lost   bool   // a thread that was seized is gone
+	vdso   region // where code may be put; zero until looked for
+	batch  *Batch // under way; nil if none
 }
 
 // Thread is one stopped thread of a [Process].
@@ -31,7 +33,7 @@ type Thread struct {
 	regs    Regs // as they must be for the thread to go on as before
 	stopped bool
 	gone    bool
-	aborted bool // regs were moved out of a restartable sequence, if it was in one
+	seen    *stop // reported, and not looked at yet
 }
 
 // Process returns the process the thread is of.
@@ -149,10 +151,27 @@ func (p *Process) detach(patience time.Duration) error {
 		}
 	}
 	p.t.strays = append(p.t.strays, late...)
-	unix.Close(p.mem)
+	if p.mem >= 0 {
+		unix.Close(p.mem)
+	}
 	unix.Close(p.tasks)
 	p.mem, p.tasks = -1, -1
 	return errors.Join(errs...)
+}
+
+// proc is the path of a file of /proc that tells of the process. It is reached
+// through a thread that lives: a leader that has exited before its threads
+// has no memory any more.
+func (p *Process) proc(file string) string {
+	return fmt.Sprintf("/proc/%d/%s", p.Threads[0].TID, file)
+}
+
+// countTasks returns how many threads the process has (fs/proc/base.c,
+// proc_task_getattr).
+func (p *Process) countTasks() (int, error) {
+	var st unix.Stat_t
+	err := unix.Fstat(p.tasks, &st)
+	return int(st.Nlink) - 2, err
 }
 
 // deliverable is the signal to give a thread that is detached in this stop.

@@ -42,7 +42,7 @@ func (p *Process) CleanResidue() (found bool, err error) {
 // counts; alternate stacks are found like others, as the handler's stack
 // pointer is in them.
 func (p *Process) searchStacks() error {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", p.PID))
+	text, err := os.ReadFile(p.proc("maps"))
 	if err != nil {
 		return fmt.Errorf("mappings of process %d: %w", p.PID, err)
 	}

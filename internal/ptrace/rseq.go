@@ -22,9 +22,6 @@ type rseqConfig struct {
 // it itself: it sees the thread leave the kernel somewhere else, takes the
 // sequence for finished, and forgets it.
 func (th *Thread) leaveRestartable() error {
-	if th.aborted {
-		return nil
-	}
 	if _, in := interrupted(&th.regs); in {
 		return nil // no system calls are made in a sequence
 	}
@@ -61,6 +58,6 @@ func (th *Thread) leaveRestartable() error {
 	if err := th.writeRegs(&r); err != nil {
 		return err
 	}
-	th.regs, th.aborted = r, true
+	th.regs = r
 	return th.p.writeMem(conf.pointer+pointerOffset, make([]byte, 8))
 }

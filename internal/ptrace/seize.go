@@ -69,96 +69,113 @@ func (t *Tracer) seizeAll(ctx context.Context, pids []int) (ps []*Process, err e
 const undoTime = 20 * time.Millisecond
 
 func (t *Tracer) open(pid int) (*Process, error) {
-	p := &Process{PID: pid, t: t, mem: -1, tasks: -1}
-	fail := func(what string, err error) (*Process, error) {
-		if p.tasks >= 0 {
-			unix.Close(p.tasks)
-		}
-		if err == unix.ENOENT || err == unix.ESRCH {
-			return nil, fmt.Errorf("process %d: %w", pid, ErrGone)
-		}
-		return nil, fmt.Errorf("open %s of process %d: %w", what, pid, err)
-	}
+	p := &Process{PID: pid, t: t, mem: -1}
 	var err error
-	if p.tasks, err = unix.Open(fmt.Sprintf("/proc/%d/task", pid), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
-		return fail("task list", err)
+	p.tasks, err = unix.Open(fmt.Sprintf("/proc/%d/task", pid), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err == unix.ENOENT || err == unix.ESRCH {
+		return nil, p.isGone()
 	}
-	if p.mem, err = unix.Open(fmt.Sprintf("/proc/%d/mem", pid), unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
-		// Kernel threads and zombies have no memory to open.
-		if why := refusal(pid, pid, nil); why != nil {
-			unix.Close(p.tasks)
-			return nil, why
-		}
-		return fail("memory", err)
+	if err != nil {
+		return nil, fmt.Errorf("open the threads of process %d: %w", pid, err)
 	}
 	return p, nil
 }
 
-// attach seizes and interrupts the threads that are not yet, and returns how
-// many those were.
-func (p *Process) attach(buf []byte) (int, error) {
+func (p *Process) isGone() error { return fmt.Errorf("process %d: %w", p.PID, ErrGone) }
+
+// census is what one look at the threads of a process gave.
+type census struct {
+	added int  // seized and interrupted now
+	dead  int  // listed, but zombies
+	exact bool // every thread was listed, and none was about to vanish
+}
+
+// attach seizes and interrupts the threads that are not yet.
+func (p *Process) attach(buf []byte) (c census, err error) {
 	tids, err := p.listTasks(buf)
 	if err == unix.ENOENT || err == unix.ESRCH {
-		return 0, fmt.Errorf("process %d: %w", p.PID, ErrGone)
+		return c, p.isGone()
 	}
 	if err != nil {
-		return 0, fmt.Errorf("list threads of process %d: %w", p.PID, err)
+		return c, fmt.Errorf("list threads of process %d: %w", p.PID, err)
 	}
+	// A thread that dies while the list is read makes the kernel leave others
+	// out (fs/proc/base.c, next_tid).
+	n, err := p.countTasks()
+	if err != nil {
+		return c, fmt.Errorf("count threads of process %d: %w", p.PID, err)
+	}
+	c.exact = n == len(tids)
 	known := make(map[int]bool, len(p.Threads))
 	for _, th := range p.Threads {
 		known[th.TID] = true
 	}
-	n := 0
 	for _, tid := range tids {
 		if known[tid] {
 			continue
 		}
-		err := requestInt(unix.PTRACE_SEIZE, tid, unix.PTRACE_O_TRACESYSGOOD)
-		if err == unix.ESRCH {
-			continue // exited since it was listed
-		}
-		if err != nil {
-			if err = refusal(p.PID, tid, err); err != nil {
-				return n, err
-			}
+		switch dead, err := p.seize(tid); {
+		case err == unix.ESRCH:
+			c.exact = false
+			continue
+		case err != nil:
+			return c, err
+		case dead:
+			c.dead++
 			continue
 		}
 		th := &Thread{TID: tid, p: p}
 		p.Threads = append(p.Threads, th)
-		n++
+		c.added++
 		if err := th.interrupt(); err != nil && !errors.Is(err, ErrGone) {
-			return n, err
+			return c, err
 		}
 	}
-	return n, nil
+	return c, nil
 }
 
-// refusal says why a task can't be seized. Nil means that it is dead (a leader
-// whose other threads live on, for one) and need not be.
-func refusal(pid, tid int, cause error) error {
+// seize is PTRACE_SEIZE. A zombie is no error, a thread that is gone is ESRCH.
+func (p *Process) seize(tid int) (dead bool, err error) {
+	cause := requestInt(unix.PTRACE_SEIZE, tid, unix.PTRACE_O_TRACESYSGOOD)
+	if cause == nil || cause == unix.ESRCH {
+		return false, cause
+	}
 	st, err := readStatus(tid)
 	switch {
 	case errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH):
-		return nil
+		return false, unix.ESRCH
 	case err != nil:
-		return fmt.Errorf("seize thread %d of process %d: %w", tid, pid, errors.Join(cause, err))
-	case st.State == 'Z' || st.State == 'X':
-		return nil
+		err = errors.Join(cause, err)
+	case st.State == 'Z':
+		return true, nil
+	case st.State == 'X':
+		return false, unix.ESRCH
+	case st.TracerPID == p.t.tid && tid == p.PID && p.lost:
+		// Ours under another number: exec gave it its process's.
+		return false, nil
 	case st.TracerPID != 0:
-		return &TracedError{PID: tid, Tracer: st.TracerPID}
+		return false, &TracedError{PID: tid, Tracer: st.TracerPID}
 	case st.KernelThread:
-		return fmt.Errorf("process %d: %w", pid, ErrKernelThread)
-	case cause == nil:
-		return nil
+		return false, fmt.Errorf("process %d: %w", p.PID, ErrKernelThread)
+	case p.denied < mostDenied:
+		// What kept it from being seized is over: it was within exec, or a
+		// leader that exec has replaced by another thread.
+		p.denied++
+		return false, unix.ESRCH
+	default:
+		err = cause
 	}
-	return fmt.Errorf("seize thread %d of process %d: %w", tid, pid, cause)
+	return false, fmt.Errorf("seize thread %d of process %d: %w", tid, p.PID, err)
 }
+
+// mostDenied is how often a refusal without a reason is taken for a passing one.
+const mostDenied = 20
 
 // stopAll waits for all seized threads and seizes those that were created
 // meanwhile, until there are no more.
 func (p *Process) stopAll(ctx context.Context, buf []byte) error {
-	settled := 0
-	for {
+	var pace backoff
+	for settled := 0; ; {
 		for _, th := range p.Threads[settled:] {
 			err := th.settle(ctx)
 			if err == nil {
@@ -170,22 +187,43 @@ func (p *Process) stopAll(ctx context.Context, buf []byte) error {
 		}
 		p.prune()
 		settled = len(p.Threads)
-		switch n, err := p.attach(buf); {
+		c, err := p.attach(buf)
+		switch {
 		case err != nil:
 			return err
-		case n == 0 && len(p.Threads) == 0:
-			return fmt.Errorf("process %d: %w", p.PID, ErrGone)
-		case n == 0:
-			return nil
+		case c.added > 0:
+		case c.exact && settled == 0:
+			return p.isGone()
+		case c.exact:
+			return p.openMemory()
+		default:
+			if err := ctx.Err(); err != nil {
+				return &TimeoutError{PID: p.PID, TID: p.PID, State: '?', cause: err}
+			}
+			pace.wait()
 		}
 	}
+}
+
+// openMemory opens the memory that the process has now that it has stopped.
+func (p *Process) openMemory() (err error) {
+	p.mem, err = unix.Open(p.proc("mem"), unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err == unix.ENOENT || err == unix.ESRCH {
+		return p.isGone()
+	}
+	if err != nil {
+		return fmt.Errorf("open the memory of process %d: %w", p.PID, err)
+	}
+	return nil
 }
 
 // prune drops threads that died.
 func (p *Process) prune() {
 	alive := p.Threads[:0]
 	for _, th := range p.Threads {
-		if !th.gone {
+		if th.gone {
+			p.lost = true
+		} else {
 			alive = append(alive, th)
 		}
 	}
@@ -194,7 +232,6 @@ func (p *Process) prune() {
 
 // stoppedAgain takes note of the state of a thread that came to rest.
 func (th *Thread) stoppedAgain() error {
-	th.aborted = false
 	if err := th.readRegs(&th.regs); err != nil {
 		return err
 	}

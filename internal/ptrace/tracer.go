@@ -61,14 +61,12 @@ const strayInterval = 5 * time.Millisecond
 // have died, and returns the rest.
 func release(ths []*Thread) (left []*Thread) {
 	for _, th := range ths {
-		s, ok := poll(th.TID)
+		s, ok := th.poll()
 		switch {
 		case !ok:
 			left = append(left, th)
 		case s.kind == stopGone:
-			th.gone = true
 		default:
-			th.stopped = true
 			if s.kind == stopEvent {
 				// Fails for those that were killed since, or may not be
 				// touched: they are let go as they are.

@@ -122,7 +122,7 @@ func (p *Process) slack() (region, error) {
 }
 
 func (p *Process) findSlack() (region, error) {
-	auxv, err := os.ReadFile(fmt.Sprintf("/proc/%d/auxv", p.PID))
+	auxv, err := os.ReadFile(p.proc("auxv"))
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
 		return region{}, ErrGone
 	}

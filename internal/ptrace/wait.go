@@ -42,11 +42,16 @@ func decodeStop(status unix.WaitStatus) stop {
 	}
 }
 
+// waitOptions: tracees of any kind, and of this very thread only. Without the
+// last, a child of this program that is not traced (any more) would look like
+// a tracee that has not stopped yet.
+const waitOptions = unix.WALL | unix.WNOHANG | unix.WNOTHREAD
+
 // poll reports whether the thread has stopped or died since the last report.
 func poll(tid int) (stop, bool) {
 	var status unix.WaitStatus
 	for {
-		r, _, e := unix.RawSyscall6(unix.SYS_WAIT4, uintptr(tid), uintptr(unsafe.Pointer(&status)), unix.WALL|unix.WNOHANG, 0, 0, 0)
+		r, _, e := unix.RawSyscall6(unix.SYS_WAIT4, uintptr(tid), uintptr(unsafe.Pointer(&status)), waitOptions, 0, 0, 0)
 		switch {
 		case e == unix.EINTR:
 		case e != 0: // ECHILD: exec by another thread took its number, or it was reaped
@@ -90,20 +95,43 @@ func (b *backoff) wait() {
 func (th *Thread) await(ctx context.Context) (stop, error) {
 	var b backoff
 	for {
-		if s, ok := poll(th.TID); ok {
-			if s.kind == stopGone {
-				th.gone = true
-			}
-			th.stopped = s.kind != stopGone
+		if s, ok := th.poll(); ok {
 			return s, nil
 		}
 		if b.rounds%32 == 31 || b.rounds > yields {
 			if err := ctx.Err(); err != nil {
 				return stop{}, th.timeout(err)
 			}
+			// A thread in exec waits for the others to die, and they are not
+			// dead before their tracer has seen it (fs/exec.c, de_thread).
+			for _, other := range th.p.Threads {
+				if s, ok := other.poll(); ok && other != th {
+					other.seen = &s
+				} else if ok {
+					return s, nil
+				}
+			}
 		}
 		b.wait()
 	}
+}
+
+// poll is poll of the thread. What was seen of it before comes first.
+func (th *Thread) poll() (stop, bool) {
+	if th.gone {
+		return stop{kind: stopGone}, true
+	}
+	s, ok := stop{}, th.seen != nil
+	if ok {
+		s, th.seen = *th.seen, nil
+	} else {
+		s, ok = poll(th.TID)
+	}
+	if ok {
+		th.gone = s.kind == stopGone
+		th.stopped = !th.gone
+	}
+	return s, ok
 }
 
 func (th *Thread) timeout(cause error) error {

@@ -1,0 +1,205 @@
+package ptrace
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestSeizeRefuses(t *testing.T) {
+	tr, ctx := newTracer(t), withTime(t)
+	f := start(t, "sleepers")
+	gone := exec.Command("true")
+	check(t, gone.Run())
+	zombie := exec.Command("true")
+	check(t, zombie.Start())
+	defer zombie.Wait()
+	await(t, "zombie", func() bool { return state(t, zombie.Process.Pid) == 'Z' })
+	for _, c := range []struct {
+		name string
+		pid  int
+		want error
+	}{
+		{"gone", gone.Process.Pid, ErrGone},
+		{"zombie", zombie.Process.Pid, ErrGone},
+		{"kernel thread", 2, ErrKernelThread},
+	} {
+		if _, err := tr.Seize(ctx, c.pid); !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", c.name, err, c.want)
+		}
+		// One that can't be seized leaves the others untouched.
+		if _, err := tr.SeizeAll(ctx, []int{f.pid, c.pid}); !errors.Is(err, c.want) {
+			t.Errorf("%s and another: %v, want %v", c.name, err, c.want)
+		}
+		untouched(t, f.pid)
+	}
+}
+
+func untouched(t *testing.T, pid int) {
+	t.Helper()
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	check(t, err)
+	for _, name := range tasks {
+		st := must(parseStatus(must(os.ReadFile(name))(t)))(t)
+		if st.TracerPID != 0 || st.State == 't' {
+			t.Errorf("%s: traced by %d, state %c", name, st.TracerPID, st.State)
+		}
+	}
+}
+
+func TestSeizeTraced(t *testing.T) {
+	f := start(t, "sleepers")
+	first, second, ctx := newTracer(t), newTracer(t), withTime(t)
+	p := must(first.Seize(ctx, f.pid))(t)
+	_, err := second.Seize(ctx, f.pid)
+	var traced *TracedError
+	if !errors.As(err, &traced) || traced.Tracer != first.tid {
+		t.Errorf("%v, want traced by %d", err, first.tid)
+	}
+	check(t, p.Release())
+	p = must(second.Seize(ctx, f.pid))(t)
+	check(t, p.Release())
+}
+
+// A parent in vfork waits uninterruptibly.
+func TestSeizeTimesOut(t *testing.T) {
+	f, other := start(t, "victim", "vfork"), start(t, "workers")
+	await(t, "sleep", func() bool { return state(t, f.pid) == 'D' })
+	tr := newTracer(t)
+	ctx, cancel := contextWith(50 * time.Millisecond)
+	defer cancel()
+	_, err := tr.SeizeAll(ctx, []int{other.pid, f.pid})
+	var late *TimeoutError
+	if !errors.Is(err, ErrTimeout) || !errors.Is(err, context.DeadlineExceeded) || !errors.As(err, &late) || late.TID != f.pid || late.State != 'D' {
+		t.Errorf("%v, want a TimeoutError of %d in state D", err, f.pid)
+	}
+	untouched(t, other.pid)
+	other.signal(unix.SIGUSR2)
+	other.expect("fine")
+	// When it can, it goes on, though nobody asked the tracer for anything.
+	f.in.Write([]byte("x"))
+	if o := f.outcome(); o.kind != "result" {
+		t.Errorf("%+v", o)
+	}
+	f.ends()
+	other.ends()
+}
+
+func TestSeize32Bit(t *testing.T) {
+	bin := filepath.Join(t.TempDir(), "compat")
+	if out, err := exec.Command("cc", "-m32", "-nostdlib", "-static", "-o", bin, "testdata/compat.S").CombinedOutput(); err != nil {
+		t.Fatalf("cc: %v\n%s", err, out)
+	}
+	f := run(t, exec.Command(bin))
+	tr, ctx := newTracer(t), withTime(t)
+	if _, err := tr.Seize(ctx, f.pid); !errors.Is(err, ErrArch) {
+		t.Errorf("%v, want ErrArch", err)
+	}
+	untouched(t, f.pid)
+}
+
+func TestClosedTracer(t *testing.T) {
+	tr := New()
+	tr.Close()
+	tr.Close()
+	if _, err := tr.Seize(withTime(t), os.Getpid()); !errors.Is(err, ErrClosed) {
+		t.Errorf("%v, want ErrClosed", err)
+	}
+}
+
+// A tracer that is closed lets go of what it has.
+func TestCloseLetsGo(t *testing.T) {
+	f := start(t, "workers")
+	tr := New()
+	must(tr.Seize(withTime(t), f.pid))(t)
+	tr.Close()
+	f.signal(unix.SIGUSR2)
+	f.expect("fine")
+	f.ends()
+}
+
+// Threads that come and go, and exec, while the process is seized again and
+// again: when Seize returns, every thread there is has stopped.
+func TestSeizeChurn(t *testing.T) {
+	for _, mode := range []string{"threads"} {
+		t.Run(mode, func(t *testing.T) {
+			var args []string
+			if mode == "exec" {
+				args = []string{mode}
+			}
+			f := start(t, "churn", args...)
+			tr, ctx := newTracer(t), withTime(t)
+			prog := calls(3)
+			for range 400 {
+				p, err := tr.Seize(ctx, f.pid)
+				if err != nil {
+					f.cmd.Process.Kill()
+					f.cmd.Wait()
+					t.Fatalf("%v (ended: %v)", err, f.cmd.ProcessState)
+				}
+				tasks := must(filepath.Glob(fmt.Sprintf("/proc/%d/task/*", f.pid)))(t)
+				for _, task := range tasks {
+					text, err := os.ReadFile(task + "/status")
+					if errors.Is(err, unix.ESRCH) || errors.Is(err, os.ErrNotExist) {
+						continue // it was dying
+					}
+					st := must(parseStatus(text))(t)
+					if st.State != 't' && st.State != 'Z' && st.State != 'X' {
+						t.Errorf("%s is in state %c", task, st.State)
+					}
+				}
+				if _, err := p.Threads[len(p.Threads)-1].Run(ctx, prog); err != nil {
+					t.Errorf("Run: %v", err)
+				}
+				check(t, p.Release())
+			}
+			if mode == "threads" {
+				f.signal(unix.SIGTERM)
+				f.expect("fine")
+				f.ends()
+			}
+		})
+	}
+}
+
+// A thread that is interrupted within a restartable sequence must not commit
+// it after a batch.
+func TestRestartableSequence(t *testing.T) {
+	f := start(t, "rseq")
+	tr, ctx := newTracer(t), withTime(t)
+	prog := calls(3)
+	moved := 0
+	const rounds = 2000
+	for range rounds {
+		check(t, tr.Do(func() error {
+			p, err := tr.Seize(ctx, f.pid)
+			if err != nil {
+				return err
+			}
+			th := p.Threads[0]
+			before := th.Regs()
+			if _, err = th.Run(ctx, prog); err == nil && th.Regs().Rip != before.Rip {
+				moved++
+			}
+			return errors.Join(err, p.Release())
+		}))
+	}
+	f.signal(unix.SIGTERM)
+	var commits, aborts int
+	line := f.expect("commits")
+	if n, err := fmt.Sscanf(line, "commits %d aborts %d", &commits, &aborts); n != 2 {
+		t.Fatalf("said %q: %v", line, err)
+	}
+	f.ends()
+	t.Logf("%s, %d moved in %d rounds", line, moved, rounds)
+	if moved == 0 || aborts < moved {
+		t.Errorf("%d aborts, but %d times moved to the abort handler", aborts, moved)
+	}
+}
