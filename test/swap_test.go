@@ -3,6 +3,7 @@ package test
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -129,3 +130,5 @@ const (
 )
 
 func itoa(n int) string { return strconv.Itoa(n) }
+
+func trueCommand() *exec.Cmd { return exec.Command("true") }

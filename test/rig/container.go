@@ -108,6 +108,14 @@ func (c *Container) Restored() {
 	c.t.Fatalf("no first process of the container in %s", c.Root)
 }
 
+// NotRunning fails t if a process of the container is there.
+func (c *Container) NotRunning() {
+	c.t.Helper()
+	for _, pid := range c.processes() {
+		c.t.Errorf("there is %s", describe(pid))
+	}
+}
+
 // Kill ends all processes of the container, if there are any.
 func (c *Container) Kill() {
 	c.t.Helper()

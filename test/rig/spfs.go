@@ -1,6 +1,7 @@
 package rig
 
 import (
+	"fmt"
 	"slices"
 	"time"
 )
@@ -24,6 +25,10 @@ type Held struct {
 	TID   int       `json:"tid"`
 	Comm  string    `json:"comm"`
 	Since time.Time `json:"since"`
+}
+
+func (s Status) String() string {
+	return fmt.Sprintf("%s at %s, served by %d, %d requests held", s.Mode, s.Mountpoint, s.PID, len(s.Held))
 }
 
 // SPFS runs a spfs command.

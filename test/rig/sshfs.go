@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -73,6 +74,11 @@ func (s *SSHServer) args(dir, mountpoint string) []string {
 func (s *SSHServer) Sshfs(t T, dir, mountpoint string, options ...string) *Daemon {
 	t.Helper()
 	return serve(t, mountpoint, exec.Command("sshfs", append(append([]string{"-f"}, options...), s.args(dir, mountpoint)...)...))
+}
+
+// SshfsCommand is BindfsCommand for sshfs through s.
+func (s *SSHServer) SshfsCommand(dir string) string {
+	return "sshfs " + strings.Join(s.args(dir, "%m"), " ")
 }
 
 func freePort(t T) int {
