@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"slices"
 	"strconv"
@@ -47,7 +48,27 @@ func find(ctx context.Context, dev uint64, scope Scope, strict bool) (*Usage, er
 		return nil, err
 	}
 	newAssembly(u, s, members).add(readings)
+	u.addHidden(s.hidden, members)
 	return u, nil
+}
+
+// addHidden notes processes that even root may not look at: those that have a
+// capability which we lack, or another security label (kernel/ptrace.c,
+// __ptrace_may_access). Nothing of theirs could be swapped. One that the scope
+// names is an obstacle; among everyone on the machine, they are listed only, or
+// the init of a virtual machine or a container's host could block every swap.
+// Should one of them use the file system, it keeps the old one.
+func (u *Usage) addHidden(pids []int, named Members) {
+	slices.Sort(pids)
+	u.Hidden = pids
+	for _, pid := range pids {
+		if named != nil && named.Has(pid) {
+			u.Obstacles = append(u.Obstacles, Obstacle{
+				PID: pid, Process: strconv.Itoa(pid), Resource: "process",
+				Reason: "it may not be looked at", Remedy: "run this with all of its capabilities",
+			})
+		}
+	}
 }
 
 // checkRoot makes sure that paths which the kernel prints for us start at the
@@ -146,7 +167,11 @@ func (s *scanner) readAll(ctx context.Context) ([]*reading, error) {
 			r, err := s.readProcess(ctx, b, pid)
 			mu.Lock()
 			defer mu.Unlock()
-			if err != nil && !errors.Is(err, errGone) && failure == nil {
+			switch {
+			case errors.Is(err, errGone):
+			case errors.Is(err, fs.ErrPermission):
+				s.hidden = append(s.hidden, pid)
+			case err != nil && failure == nil:
 				failure = fmt.Errorf("process %d: %w", pid, err)
 			}
 			if r != nil {

@@ -21,8 +21,10 @@ const (
 	// slow is when a reader's place is given on.
 	slow = 20 * time.Millisecond
 	// patience is when a reader that sleeps is given up. One that computes (a
-	// smaps of many gigabytes) is waited for.
+	// smaps of many gigabytes) is waited for longer.
 	patience = 300 * time.Millisecond
+	// endless is when one that computes is given up all the same.
+	endless = 10 * time.Second
 )
 
 func newBouncer() *bouncer { return &bouncer{make(chan struct{}, 2*runtime.GOMAXPROCS(0))} }
@@ -70,7 +72,7 @@ func (w *watched) stuck(ctx context.Context) <-chan struct{} {
 	check = func() {
 		switch {
 		case w.over.Load():
-		case ctx.Err() == nil && w.computes():
+		case ctx.Err() == nil && time.Since(w.since) < endless && w.computes():
 			time.AfterFunc(patience/4, check)
 		default:
 			close(given)

@@ -11,15 +11,17 @@ import (
 // kinds add (the f_op->show_fdinfo of each).
 type fdInfo struct {
 	pos   int64
-	flags int // O_…, O_CLOEXEC among them (fs/proc/fd.c seq_show)
-	mount int // mnt_id
+	flags int    // O_…, O_CLOEXEC among them (fs/proc/fd.c seq_show)
+	mount int    // mnt_id
+	ino   uint64 // since Linux 5.14, else 0
 
-	locks   []string // each a line as in /proc/locks, without the number
-	watches []watch
-	uring   bool     // an io_uring
-	files   []string // registered with it
-	scmFDs  int      // descriptors in flight in a Unix socket's queue
-	fuse    int      // connection number of an open /dev/fuse, or 0
+	locks    []string // each a line as in /proc/locks, without the number
+	watches  []watch
+	uring    bool     // an io_uring
+	files    []string // registered with it
+	unixSock bool     // a Unix socket
+	scmFDs   int      // descriptors in flight in its queue
+	fuse     int      // connection number of an open /dev/fuse, or 0
 }
 
 // watch is a file, mount or file system that an epoll, inotify or fanotify
@@ -61,11 +63,14 @@ func parseFDInfo(text []byte) (fdInfo, error) {
 		case "mnt_id":
 			info.mount, err = strconv.Atoi(string(bytes.TrimSpace(value)))
 			have |= 4
+		case "ino":
+			info.ino, err = strconv.ParseUint(string(bytes.TrimSpace(value)), 10, 64)
 		case "lock":
 			// "lock:\t1: FLOCK  ADVISORY  WRITE 123 00:2d:5 0 EOF"
 			_, what, _ := bytes.Cut(value, []byte(":"))
 			info.locks = append(info.locks, string(bytes.Join(bytes.Fields(what), []byte(" "))))
-		case "scm_fds":
+		case "scm_fds": // net/unix/af_unix.c unix_show_fdinfo: of every socket
+			info.unixSock = true
 			info.scmFDs, err = strconv.Atoi(string(bytes.TrimSpace(value)))
 		case "fuse_connection":
 			info.fuse, err = strconv.Atoi(string(bytes.TrimSpace(value)))

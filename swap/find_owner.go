@@ -2,13 +2,13 @@ package swap
 
 import (
 	"fmt"
-	"runtime"
 	"strconv"
 	"sync"
 
 	"golang.org/x/sys/unix"
 
 	"spfs/internal/mounts"
+	"spfs/internal/thread"
 )
 
 // owner asks what a FUSE mount tells to its owner only. Without allow_other
@@ -40,13 +40,13 @@ func (o *owner) close() { close(o.calls) }
 func (o *owner) attributes(dir procDir, link string) (st unix.Statx_t, err error) {
 	o.start.Do(func() {
 		ready := make(chan error)
-		go func() {
-			runtime.LockOSThread() // never unlocked: the thread ends with its credentials
+		go thread.Run(func() error {
 			ready <- assume(o.uid, o.gid)
 			for call := range o.calls {
 				call()
 			}
-		}()
+			return nil
+		})
 		o.err = <-ready
 	})
 	if o.err != nil {

@@ -25,6 +25,7 @@ type reading struct {
 	servers bool // it holds the file system's /dev/fuse
 	traced  []Task
 	tracer  int
+	sockets map[uint64]FDRef // Unix sockets, by inode
 
 	obstacles []Obstacle
 }
@@ -102,6 +103,8 @@ type scanner struct {
 	mounts map[int]*Mount // of the file system, by mnt_id
 	other  map[int]bool   // all other mounts of all namespaces
 	owner  *owner         // asks as the mount's owner where root may not
+
+	hidden []int // processes that may not be looked at
 
 	mu       sync.Mutex
 	internal map[int]uint64 // devices of mounts that no namespace has
@@ -340,6 +343,12 @@ func (s *scanner) readKind(r *reading, ref FDRef, info *fdInfo) {
 				r.obstacle(name+" (io_uring)", "the file "+printable(path)+" is registered with it", "stop the process")
 			}
 		}
+	}
+	if info.unixSock {
+		if r.sockets == nil {
+			r.sockets = map[uint64]FDRef{}
+		}
+		r.sockets[info.ino] = ref
 	}
 	if info.scmFDs > 0 {
 		r.obstacle(name+" (Unix socket)", fmt.Sprintf("%d descriptors are in flight in it, and can't be looked at", info.scmFDs), "let the process receive them, then try again")

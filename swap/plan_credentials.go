@@ -3,10 +3,11 @@ package swap
 import (
 	"fmt"
 	"os"
-	"runtime"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"spfs/internal/thread"
 )
 
 // openAs calls open on a thread of its own with the file system credentials of
@@ -20,22 +21,15 @@ func openAs(task Task, open func() (*os.File, error)) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	type result struct {
-		file *os.File
-		err  error
-	}
-	done := make(chan result, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked
+	var f *os.File
+	err = thread.Run(func() (err error) {
 		if err := cred.assume(); err != nil {
-			done <- result{nil, err}
-			return
+			return err
 		}
-		f, err := open()
-		done <- result{f, err}
-	}()
-	r := <-done
-	return r.file, r.err
+		f, err = open()
+		return err
+	})
+	return f, err
 }
 
 // assume makes the calling thread the credentials' user in every id: a FUSE

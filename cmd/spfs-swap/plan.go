@@ -33,7 +33,7 @@ directories that are being read. Exit status 3 if something is in the way.`,
 			return err
 		}
 		if n := len(plan.Obstacles); n > 0 {
-			return exit.Refuse(fmt.Errorf("plan: can't be swapped as it is: %d in the way (see above)", n))
+			return exit.Refuse(fmt.Errorf("plan: refused: %d in the way, see above", n))
 		}
 		return nil
 	},

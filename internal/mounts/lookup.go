@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"spfs/internal/thread"
 )
 
 // ErrNotMounted is returned by [Lookup] for a path that is no mount point.
@@ -29,7 +31,7 @@ func Lookup(path string) (*Mount, error) {
 	}
 	defer proc.Close()
 	var table Table
-	if err := onThread(func() (err error) {
+	if err := thread.Run(func() (err error) {
 		table, err = threadMounts(proc)
 		return err
 	}); err != nil {

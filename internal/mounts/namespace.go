@@ -3,9 +3,10 @@ package mounts
 import (
 	"fmt"
 	"os"
-	"runtime"
 
 	"golang.org/x/sys/unix"
+
+	"spfs/internal/thread"
 )
 
 // Namespace is one mount namespace of the machine.
@@ -61,7 +62,7 @@ func (ns *Namespace) Do(fn func(proc *os.File) error) error {
 		return err
 	}
 	defer proc.Close()
-	return onThread(func() error {
+	return thread.Run(func() error {
 		// setns(2) wants an fs_struct that no other thread shares
 		// (fs/namespace.c mntns_install).
 		if err := unix.Unshare(unix.CLONE_FS); err != nil {
@@ -72,29 +73,4 @@ func (ns *Namespace) Do(fn func(proc *os.File) error) error {
 		}
 		return fn(proc)
 	})
-}
-
-// onThread runs fn on a thread that is thrown away after it, whatever fn did
-// to it.
-func onThread(fn func() error) error {
-	result := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // and never unlock: the thread ends with the goroutine
-		if unix.Gettid() == unix.Getpid() {
-			// The runtime parks the main thread instead of ending it, and
-			// /proc/self would show what was done to it for good. While it is
-			// held here, another goroutine can't get it.
-			other := make(chan error, 1)
-			go func() {
-				runtime.LockOSThread()
-				other <- fn()
-			}()
-			err := <-other
-			runtime.UnlockOSThread()
-			result <- err
-			return
-		}
-		result <- fn()
-	}()
-	return <-result
 }
