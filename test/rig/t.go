@@ -17,6 +17,7 @@ type T interface {
 	Errorf(format string, args ...any)
 	Fatalf(format string, args ...any)
 	Logf(format string, args ...any)
+	Failed() bool
 }
 
 // Program runs body in a fence of its own ([Contain]) and returns the exit
@@ -31,7 +32,7 @@ func Program(name string, body func(T)) int {
 			body(p)
 		}()
 		<-done
-		if p.failed {
+		if p.Failed() {
 			return 1
 		}
 		return 0
@@ -82,6 +83,12 @@ func (p *program) Errorf(format string, args ...any) {
 	p.failed = true
 	p.mu.Unlock()
 	p.Logf(format, args...)
+}
+
+func (p *program) Failed() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.failed
 }
 
 func (p *program) Fatalf(format string, args ...any) {
