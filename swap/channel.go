@@ -1,6 +1,7 @@
 package swap
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -22,14 +23,14 @@ type channel struct {
 	pid  int
 }
 
-// send queues one message with files' descriptions. It never blocks: a target
-// that reads too late is an error, not a wait.
-func (c *channel) send(files []*os.File) error {
+// send queues one message with files' descriptions and a number. It never
+// blocks: a target that reads too late is an error, not a wait.
+func (c *channel) send(number int32, files []*os.File) error {
 	fds := make([]int, len(files))
 	for i, f := range files {
 		fds[i] = int(f.Fd())
 	}
-	err := unix.Sendmsg(int(c.file.Fd()), []byte{0}, unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
+	err := unix.Sendmsg(int(c.file.Fd()), binary.NativeEndian.AppendUint32(nil, uint32(number)), unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
 	if err != nil {
 		return fmt.Errorf("sending %d descriptions to process %d: %w", len(fds), c.pid, err)
 	}

@@ -27,7 +27,8 @@ func Find(ctx context.Context, dev uint64, scope Scope) (*Usage, error) {
 	return find(ctx, dev, scope, true)
 }
 
-// find is Find; unless strict, processes that scope names may be gone.
+// find is Find; unless strict, it is the look at stopped processes: some that
+// scope names may be gone, and our own is not looked at.
 func find(ctx context.Context, dev uint64, scope Scope, strict bool) (*Usage, error) {
 	if err := checkRoot(); err != nil {
 		return nil, err
@@ -42,7 +43,7 @@ func find(ctx context.Context, dev uint64, scope Scope, strict bool) (*Usage, er
 		return nil, err
 	}
 	defer s.owner.close()
-	readings, err := s.readAll(ctx)
+	readings, err := s.readAll(ctx, strict)
 	if err != nil {
 		u.Close()
 		return nil, err
@@ -50,6 +51,13 @@ func find(ctx context.Context, dev uint64, scope Scope, strict bool) (*Usage, er
 	newAssembly(u, s, members).add(readings)
 	u.addHidden(s.hidden, members)
 	return u, nil
+}
+
+// ownThread says whether tid is a thread of ours: TracerPid is the tracing
+// thread (fs/proc/array.c task_state), not its process.
+func ownThread(tid int) bool {
+	_, err := os.Lstat("/proc/self/task/" + strconv.Itoa(tid))
+	return err == nil
 }
 
 // addHidden notes processes that even root may not look at: those that have a
@@ -141,8 +149,9 @@ func newScanner(ctx context.Context, u *Usage) (*scanner, error) {
 	return s, nil
 }
 
-// readAll reads every process of the machine.
-func (s *scanner) readAll(ctx context.Context) ([]*reading, error) {
+// readAll reads every process of the machine. Unless self is set, our own is
+// left out: during a swap it holds copies of what it swaps.
+func (s *scanner) readAll(ctx context.Context, self bool) ([]*reading, error) {
 	proc, err := openProcDir("/proc")
 	if err != nil {
 		return nil, fmt.Errorf("open /proc: %w", err)
@@ -160,6 +169,9 @@ func (s *scanner) readAll(ctx context.Context) ([]*reading, error) {
 		b        = newBouncer()
 	)
 	for _, pid := range pids {
+		if pid == os.Getpid() && !self {
+			continue
+		}
 		wait.Add(1)
 		b.enter()
 		go func() {
@@ -264,7 +276,7 @@ func (s *scanner) readTracers(r *reading) {
 			r.obstacle("thread "+strconv.Itoa(tid), err.Error(), "report this")
 			continue
 		}
-		if tracer != 0 && tracer != os.Getpid() {
+		if tracer != 0 && !ownThread(tracer) {
 			r.traced = append(r.traced, Task{r.process.PID, tid})
 			r.tracer = tracer
 		}

@@ -57,6 +57,9 @@ func (f *flusher) add(u *Usage) (bool, error) {
 			continue
 		}
 		fd, err := takeFD(d.Refs[0])
+		if closedMeanwhile(err) {
+			continue
+		}
 		if err != nil {
 			return grown, err
 		}
@@ -71,6 +74,9 @@ func (f *flusher) add(u *Usage) (bool, error) {
 			// The file was closed after mmap: only the mapping leads to it.
 			name := fmt.Sprintf("/proc/%d/map_files/%x-%x", s.Tasks[0].PID, m.Start, m.End)
 			fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+			if closedMeanwhile(err) {
+				continue
+			}
 			if err != nil {
 				return grown, fmt.Errorf("opening the mapped file %s to flush it: %w", m.Path, err)
 			}
@@ -79,6 +85,12 @@ func (f *flusher) add(u *Usage) (bool, error) {
 		}
 	}
 	return grown, nil
+}
+
+// closedMeanwhile tells that a process that still runs closed or unmapped a file, or
+// exited, since it was found with it. Who looks again sees what came of it.
+func closedMeanwhile(err error) bool {
+	return errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EBADF) || errors.Is(err, unix.ENOENT)
 }
 
 func (f *flusher) has(ino uint64) bool { _, ok := f.fds[ino]; return ok }
@@ -109,29 +121,4 @@ func (f *flusher) close() error {
 	}
 	clear(f.fds)
 	return errors.Join(errs...)
-}
-
-// takeFD copies a descriptor out of another process: pidfd_getfd(2). It is a
-// number and no os.File, because that would put a description that other
-// processes share into an epoll set, and might clear its O_NONBLOCK.
-func takeFD(ref FDRef) (int, error) {
-	// A thread may have a descriptor table of its own; its pidfd needs
-	// PIDFD_THREAD (Linux 6.9), which is O_EXCL, and only then.
-	flags := 0
-	if ref.TID != ref.PID {
-		flags = unix.O_EXCL
-	}
-	pidfd, err := unix.PidfdOpen(ref.TID, flags)
-	if err != nil && flags != 0 {
-		pidfd, err = unix.PidfdOpen(ref.PID, 0)
-	}
-	if err != nil {
-		return -1, fmt.Errorf("opening a pidfd of process %d: %w", ref.PID, err)
-	}
-	defer unix.Close(pidfd)
-	fd, err := unix.PidfdGetfd(pidfd, ref.FD, 0)
-	if err != nil {
-		return -1, fmt.Errorf("taking descriptor %d of process %d: %w", ref.FD, ref.PID, err)
-	}
-	return fd, nil
 }

@@ -1,6 +1,9 @@
 package swap
 
-import "slices"
+import (
+	"os"
+	"slices"
+)
 
 // job is what one thread does, for itself and for all that share with it: the
 // batch of one process, or of a thread that has a table or fs of its own.
@@ -9,6 +12,9 @@ type job struct {
 	table   *FDTable      // nil if there is nothing to do
 	context *FSContext    // likewise
 	space   *AddressSpace // likewise
+
+	// Where a context that is changed was: O_PATH, opened by the stop.
+	oldCwd, oldRoot *os.File
 }
 
 // jobs divides u among as few threads as can do it. The first list holds at

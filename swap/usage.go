@@ -20,6 +20,7 @@ type Usage struct {
 	Spaces       []*AddressSpace
 	Obstacles    []Obstacle // what can't be swapped
 	Servers      []int      // processes that hold the file system's /dev/fuse
+	Hidden       []int      // processes that may not be looked at
 }
 
 // Close lets go of the namespaces.

@@ -16,6 +16,7 @@ import (
 var commands = []*cli.Command{
 	listCommand,
 	planCommand,
+	runCommand,
 }
 
 func main() {

@@ -28,6 +28,7 @@ func (b *Batch) Await32(ctx context.Context, r Ref, old uint32) (uint32, error) 
 		// Returns at once if the word has changed already (kernel/futex,
 		// futex_wait_setup). The interval only bounds how long a thread that
 		// was killed is waited for.
-		unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(b.word(r))), futexWait, uintptr(old), uintptr(unsafe.Pointer(&interval)), 0, 0)
+		unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(b.word(r))), futexWait, uintptr(old),
+			uintptr(unsafe.Pointer(&interval)), 0, 0)
 	}
 }

@@ -1,0 +1,89 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"spfs/internal/control"
+	"spfs/internal/mounts"
+	"spfs/swap"
+)
+
+var runCommand = &cli.Command{
+	Name:      "run",
+	Usage:     "move everyone who uses one mount to another, while they run",
+	UsageText: "spfs-swap run --from MOUNTPOINT --to MOUNTPOINT [--pid N|--tree N|--cgroup PATH] [--move] [--timeout 10s] [--json]",
+	Description: `Whoever has files open, mapped, or as working or root directory on the FUSE
+file system at --from gets the same files of --to in their place, with the same
+numbers, offsets, flags, addresses and private pages. All of them are stopped
+for that, for milliseconds, and all go on together. In every mount namespace
+the mount points of --from then show the new file system; the old one is
+detached. --to stays mounted where it is, unless --move takes it away from there.
+
+If --from is an spfs stub, its gate is opened onto --to first, so that whoever
+waits there gets its answer.
+
+With --pid, --tree or --cgroup only those processes are moved, and the mount
+points stay as they are.
+
+What can't be swapped is found before anyone is stopped: nothing is changed
+then, and the exit status is 3. See "spfs-swap plan".`,
+	Flags: append([]cli.Flag{
+		&cli.BoolFlag{Name: "move", Usage: "unmount --to from where it is when all is done"},
+		&cli.DurationFlag{Name: "timeout", Usage: "give up, and change nothing, if it isn't done in this time", Value: swap.DefaultTimeout},
+		&cli.BoolFlag{Name: "json", Usage: "print the result as JSON"},
+	}, planFlags...),
+	OnUsageError: usageError,
+	Action:       runSwap,
+}
+
+func runSwap(c *cli.Context) error {
+	plan, err := newPlan(c)
+	if err != nil {
+		return err
+	}
+	defer plan.Close()
+	result, err := plan.Run(c.Context, swap.Options{
+		Timeout:    c.Duration("timeout"),
+		Move:       c.Bool("move"),
+		BeforeStop: func(ctx context.Context) error { return openGate(ctx, plan) },
+	})
+	if err != nil {
+		return err
+	}
+	if c.Bool("json") {
+		return json.NewEncoder(os.Stdout).Encode(result)
+	}
+	fmt.Printf("swapped %d processes (%d threads): %d descriptors, %d mappings, %d working and %d root directories, %d mount points; stopped for %v, %v in all\n",
+		result.Processes, result.Threads, result.FDs, result.Mappings, result.Cwds, result.Roots, result.Mounts,
+		time.Duration(result.StoppedUS)*time.Microsecond, time.Duration(result.TotalUS)*time.Microsecond)
+	return nil
+}
+
+// openGate lets the requests that wait in a stub go on to the new mount. A
+// file system that is no stub of ours needs none of that.
+func openGate(ctx context.Context, plan *swap.Plan) error {
+	client, err := control.Dial(plan.From.Mount.Dev)
+	if errors.Is(err, control.ErrNotServed) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	dir, err := mounts.Open(plan.To.Mount)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := client.Proxy(ctx, dir); err != nil {
+		return fmt.Errorf("opening the gate of %s onto %s: %w", plan.From.Path, plan.To.Path, err)
+	}
+	return nil
+}

@@ -1,0 +1,75 @@
+package swap
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"spfs/internal/mounts"
+)
+
+// changedMount is a mount point that shows the new file system, and a clone of
+// the old mount, to go back with.
+type changedMount struct {
+	mount *Mount
+	old   *os.File
+}
+
+// changeMounts puts the new mount at every mount point of the old one.
+func (r *run) changeMounts() error {
+	for _, m := range r.plan.Usage.Mounts {
+		var old *os.File
+		err := m.Namespace.Do(func(*os.File) error {
+			root, err := mounts.Open(m.Info)
+			if err != nil {
+				return err
+			}
+			defer root.Close()
+			old, err = mounts.Clone(root, "")
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("holding the old mount at %s in %v: %w", m.Point, m.Namespace, err)
+		}
+		if err := m.Namespace.Attach(m.Replacement, m.Info); err != nil {
+			old.Close()
+			return err
+		}
+		r.changed = append(r.changed, changedMount{m, old})
+	}
+	return nil
+}
+
+// restoreMounts puts the old mount back where it was, the last first.
+func (r *run) restoreMounts() error {
+	var errs []error
+	for i := len(r.changed) - 1; i >= 0; i-- {
+		c := r.changed[i]
+		table, err := c.mount.Namespace.Mounts()
+		if err == nil {
+			err = c.mount.Namespace.Attach(c.old, table.Top(c.mount.Point))
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("putting the old mount back: %w", err))
+		}
+	}
+	r.dropOldMounts()
+	return errors.Join(errs...)
+}
+
+func (r *run) dropOldMounts() {
+	for _, c := range r.changed {
+		c.old.Close()
+	}
+	r.changed = nil
+}
+
+// detachTo takes the new mount off the place where the user mounted it.
+func (r *run) detachTo() error {
+	own, err := mounts.Own()
+	if err != nil {
+		return err
+	}
+	defer own.Close()
+	return own.Detach(r.plan.To.Mount)
+}

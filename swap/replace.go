@@ -1,0 +1,285 @@
+package swap
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"spfs/internal/ptrace"
+)
+
+// worker is one thread that runs a batch for its process.
+type worker struct {
+	job     *job
+	process *ptrace.Process
+	program *program
+	batch   *ptrace.Batch
+	channel *channel
+}
+
+func (w *worker) close() {
+	if w.channel != nil {
+		w.channel.close()
+		w.channel = nil
+	}
+	w.job.close()
+}
+
+// close gives back the way back.
+func (j *job) close() {
+	for _, f := range []**os.File{&j.oldCwd, &j.oldRoot} {
+		if *f != nil {
+			(*f).Close()
+			*f = nil
+		}
+	}
+}
+
+// prepare takes every process to the point where only the verdict is missing.
+func (r *run) prepare(ctx context.Context) error {
+	if err := setPositions(r.plan.Usage); err != nil {
+		return err
+	}
+	first, further := jobs(r.plan.Usage)
+	r.further = further
+	for _, j := range first {
+		w, err := r.start(ctx, j)
+		if w != nil {
+			r.first = append(r.first, w)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	for _, w := range r.first {
+		if err := w.supply(ctx); err != nil {
+			return err
+		}
+	}
+	for _, w := range r.first {
+		if err := w.awaitReady(ctx); err != nil {
+			return err
+		}
+		if err := w.copyPrivatePages(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// start sets j's batch going. The worker is not nil once a batch is.
+func (r *run) start(ctx context.Context, j *job) (*worker, error) {
+	p := r.stopped.processes[j.task.PID]
+	th := threadOf(p, j.task.TID)
+	if th == nil {
+		return nil, fmt.Errorf("thread %d of process %d: %w", j.task.TID, j.task.PID, ptrace.ErrGone)
+	}
+	if j.context != nil {
+		if err := j.holdDirectories(); err != nil {
+			return nil, err
+		}
+	}
+	room, err := roomFor(j.task)
+	if err != nil {
+		return nil, err
+	}
+	w := &worker{job: j, process: p, program: newProgram(j, r.verdict, room)}
+	if w.batch, err = th.Start(ctx, w.program.Program); err != nil {
+		j.close()
+		return nil, fmt.Errorf("starting a batch in process %d: %w", j.task.PID, err)
+	}
+	return w, nil
+}
+
+func threadOf(p *ptrace.Process, tid int) *ptrace.Thread {
+	if p == nil {
+		return nil
+	}
+	for _, th := range p.Threads {
+		if th.TID == tid {
+			return th
+		}
+	}
+	return nil
+}
+
+// holdDirectories opens the context's present directories, which asks no file
+// system: they are magic links, and O_PATH opens nothing.
+func (j *job) holdDirectories() error {
+	for _, d := range []struct {
+		link string
+		to   **os.File
+	}{{"cwd", &j.oldCwd}, {"root", &j.oldRoot}} {
+		name := fmt.Sprintf("/proc/%d/task/%d/%s", j.task.PID, j.task.TID, d.link)
+		fd, err := unix.Open(name, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("holding %s: %w", name, err)
+		}
+		*d.to = os.NewFile(uintptr(fd), name)
+	}
+	return nil
+}
+
+// roomFor tells for how many further descriptors task's table has numbers.
+func roomFor(task Task) (int, error) {
+	var limit unix.Rlimit
+	if err := unix.Prlimit(task.PID, unix.RLIMIT_NOFILE, nil, &limit); err != nil {
+		return 0, fmt.Errorf("asking for the descriptor limit of process %d: %w", task.PID, err)
+	}
+	dir := fmt.Sprintf("/proc/%d/task/%d/fd", task.PID, task.TID)
+	names, err := os.ReadDir(dir)
+	if err != nil {
+		return 0, fmt.Errorf("counting the descriptors of process %d: %w", task.PID, err)
+	}
+	// The pair, the verdict, and the four directories.
+	const own = 7
+	free := int(min(limit.Cur, 1<<20)) - len(names) - own
+	if free < 1 {
+		return 0, fmt.Errorf("process %d: %d of %d descriptors are open, and %d free ones are needed",
+			task.PID, len(names), limit.Cur, own+1)
+	}
+	return free, nil
+}
+
+// supply takes our end of the channel and sends all that the batch will
+// receive: what is queued stays readable even if we die.
+func (w *worker) supply(ctx context.Context) error {
+	task := w.job.task
+	if _, err := w.batch.Await32(ctx, w.program.paired, 0); err != nil {
+		return fmt.Errorf("waiting for the socket pair of process %d: %w", task.PID, err)
+	}
+	theirs := int32(w.batch.Load32(w.program.pair))
+	ours := int(int32(w.batch.Load32(w.program.pair.Add(4))))
+	if ours < 0 {
+		return w.ended(ctx)
+	}
+	fd, err := takeFD(FDRef{task, ours})
+	if err != nil {
+		return err
+	}
+	w.channel = &channel{file: os.NewFile(uintptr(fd), "channel"), pid: task.PID}
+	for _, m := range w.program.messages {
+		if err := w.channel.send(theirs, m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// awaitReady waits until all that can fail has been done in the process.
+func (w *worker) awaitReady(ctx context.Context) error {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		deadline = time.Now().Add(DefaultTimeout)
+	}
+	_, err := w.channel.receive(deadline)
+	if errors.Is(err, errClosed) || errors.Is(err, unix.ECONNRESET) {
+		return w.ended(ctx)
+	}
+	return err
+}
+
+// ended explains a batch that ended before it was told to.
+func (w *worker) ended(ctx context.Context) error {
+	if err := w.batch.Wait(ctx); err != nil {
+		return err
+	}
+	return fmt.Errorf("process %d: its batch ended by itself", w.job.task.PID)
+}
+
+// copyPrivatePages brings what the process wrote to private mappings into the
+// new ones.
+func (w *worker) copyPrivatePages() error {
+	var pagemap *os.File
+	for _, m := range w.program.moved {
+		if m.mapping.Shared {
+			continue
+		}
+		if pagemap == nil {
+			var err error
+			if pagemap, err = os.Open(fmt.Sprintf("/proc/%d/pagemap", w.job.task.PID)); err != nil {
+				return fmt.Errorf("looking for private pages: %w", err)
+			}
+			defer pagemap.Close()
+		}
+		to, err := w.batch.Result(m.made)
+		if err != nil {
+			return fmt.Errorf("process %d: mapping %s: %w", w.job.task.PID, m.mapping.Path, err)
+		}
+		runs, err := privatePages(pagemap, m.mapping.Start, m.mapping.End)
+		if err == nil {
+			err = copyRuns(w.process, runs, m.mapping.Start, to)
+		}
+		if err != nil {
+			return fmt.Errorf("process %d: mapping of %s: %w", w.job.task.PID, m.mapping.Path, err)
+		}
+	}
+	return nil
+}
+
+// hangUp tells the batch to look at the verdict.
+func (w *worker) hangUp() {
+	if w.channel == nil {
+		return
+	}
+	if err := w.channel.hangUp(); err != nil {
+		w.channel.close() // to the batch it is the same
+	}
+}
+
+// wentBack waits until the batch has undone everything. That one of its calls
+// failed is why the swap goes back, and has been told.
+func (w *worker) wentBack(ctx context.Context) error {
+	if w.channel == nil {
+		// It waits for messages from a pair of which it holds both ends: only
+		// the end of ctx makes that call fail, and the batch unwind.
+		over, cancel := context.WithCancel(ctx)
+		cancel()
+		ctx = over
+	}
+	var failed *ptrace.CallError
+	err := w.batch.Wait(ctx)
+	if errors.As(err, &failed) || errors.Is(err, ptrace.ErrGone) || w.channel == nil && errors.Is(err, ptrace.ErrTimeout) {
+		return nil
+	}
+	return err
+}
+
+// runFurther does, after the verdict, what a further thread of a process needs.
+func (r *run) runFurther(ctx context.Context, j *job) error {
+	defer j.close()
+	w, err := r.start(ctx, j)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	if err := w.supply(ctx); err != nil {
+		w.hangUp()
+		return errors.Join(err, w.wentBack(ctx))
+	}
+	w.hangUp()
+	return w.batch.Wait(ctx)
+}
+
+// setPositions gives every replacement the old description's position and the
+// flags that can be set on an open file.
+func setPositions(u *Usage) error {
+	for _, d := range u.Descriptions {
+		if d.Flags&unix.O_PATH != 0 {
+			continue
+		}
+		fd := int(d.Replacement.Fd())
+		if _, err := unix.Seek(fd, d.NewPos, unix.SEEK_SET); err != nil {
+			return fmt.Errorf("setting the position of %s to %d: %w", d.Path, d.NewPos, err)
+		}
+		const settable = unix.O_APPEND | unix.O_NONBLOCK | unix.O_DIRECT | unix.O_NOATIME
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFL, d.Flags&settable); err != nil {
+			return fmt.Errorf("setting the flags of %s to %#o: %w", d.Path, d.Flags&settable, err)
+		}
+	}
+	return nil
+}

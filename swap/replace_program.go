@@ -1,0 +1,290 @@
+package swap
+
+import (
+	"bytes"
+	"encoding/binary"
+	"os"
+	"strconv"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"spfs/internal/ptrace"
+)
+
+// program is the batch of one job, together with what must be sent to it.
+//
+// Up to the verdict every step has an undo, and a step that fails unwinds
+// those before it; after the verdict come only calls on descriptors and
+// addresses that are there already.
+type program struct {
+	*ptrace.Program
+
+	pair     ptrace.Ref   // [2]int32: the channel's ends, theirs first
+	paired   ptrace.Ref   // uint32: 0 until the pair is there
+	messages []message    // in the order they are received
+	moved    []movedRange // where the new mappings were made
+
+	undos   []undo
+	decided bool         // what follows comes after the verdict
+	open    []ptrace.Ref // descriptors to close when going forward
+	dot     ptrace.Ref   // "."
+}
+
+// message is one message of descriptions.
+type message []*os.File
+
+// movedRange is a mapping and the call that made its replacement.
+type movedRange struct {
+	mapping *Mapping
+	made    *ptrace.Call
+}
+
+// undo is a step's way back, and the label to unwind from once it was taken.
+type undo struct {
+	label ptrace.Label
+	emit  func()
+}
+
+// Offsets in struct msghdr and struct cmsghdr, and the room for a
+// descriptor's number before it is known: closing -1 does nothing.
+const (
+	msghdrSize    = int(unsafe.Sizeof(unix.Msghdr{}))
+	msghdrIov     = int(unsafe.Offsetof(unix.Msghdr{}.Iov))
+	msghdrIovlen  = int(unsafe.Offsetof(unix.Msghdr{}.Iovlen))
+	msghdrControl = int(unsafe.Offsetof(unix.Msghdr{}.Control))
+	msghdrCtllen  = int(unsafe.Offsetof(unix.Msghdr{}.Controllen))
+	iovecSize     = int(unsafe.Sizeof(unix.Iovec{}))
+	iovecLen      = int(unsafe.Offsetof(unix.Iovec{}.Len))
+)
+
+var noFD = []byte{0xff, 0xff, 0xff, 0xff}
+
+// newProgram writes the batch for j. room is how many further descriptors the
+// table has numbers for; the batch never holds more at a time.
+func newProgram(j *job, v *verdict, room int) *program {
+	p := &program{Program: ptrace.NewProgram()}
+	p.dot = p.String(".")
+
+	// The socket pair.
+	p.pair = p.Data(bytes.Repeat(noFD, 2))
+	p.Syscall(unix.SYS_SOCKETPAIR, ptrace.Const(unix.AF_UNIX),
+		ptrace.Const(unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC), ptrace.Const(0), p.pair).Name("socketpair")
+	ours, theirs := p.pair.Add(4), p.pair
+	p.did(func() { p.closeFD(theirs); p.closeFD(ours) })
+	// The numbers are written before the descriptors are installed
+	// (net/socket.c __sys_socketpair), so a word of its own says that they
+	// are: FUTEX_WAKE_OP stores 1 there and wakes who waits.
+	p.paired = p.Zero(4)
+	p.Syscall(unix.SYS_FUTEX, p.paired, ptrace.Const(futexWakeOp), ptrace.Const(1), ptrace.Const(0),
+		p.paired, ptrace.Const(futexStore1)).Name("futex")
+
+	// The verdict comes first; the message says the number of our end, which
+	// ppoll needs in its struct pollfd.
+	pollfd := p.Data(binary.NativeEndian.AppendUint32(bytes.Clone(noFD), unix.POLLRDHUP)) // events, then revents
+	word := p.receive(pollfd, message{v.file})[0]
+	p.closeFD(ours)
+
+	if j.space != nil {
+		p.mapNew(j.space, room)
+	}
+	if j.context != nil {
+		p.changeDirectories(j)
+	}
+
+	// Ready; wait for the swapper to hang up; look at the verdict.
+	p.Syscall(unix.SYS_SENDTO, theirs.Int32(), p.Data([]byte{ready}), ptrace.Const(1),
+		ptrace.Const(unix.MSG_NOSIGNAL), ptrace.Const(0), ptrace.Const(0)).Name("sendto")
+	p.Syscall(unix.SYS_PPOLL, pollfd, ptrace.Const(1), ptrace.Const(0), ptrace.Const(0), ptrace.Const(8)).Name("ppoll")
+	said := p.Zero(4)
+	p.Syscall(unix.SYS_PREAD64, word.Int32(), said, ptrace.Const(4), ptrace.Const(0)).Name("reading the verdict")
+	forward, out := p.Label(), p.Label()
+	p.BranchEqual(said, verdictForward, forward)
+	p.unwind()
+	p.Goto(out)
+
+	p.Bind(forward)
+	p.FailTo(out)
+	p.open = append(p.open, word)
+	for _, fd := range p.open {
+		p.closeFD(fd)
+	}
+	for _, m := range p.moved {
+		length := ptrace.Const(m.mapping.End - m.mapping.Start)
+		p.Syscall(unix.SYS_MREMAP, m.made, length, length,
+			ptrace.Const(unix.MREMAP_MAYMOVE|unix.MREMAP_FIXED), ptrace.Const(m.mapping.Start)).
+			Name("mremap over " + m.mapping.Path)
+	}
+	if j.table != nil {
+		p.replaceFDs(j.table, room)
+	}
+	p.closeFD(theirs)
+	p.Bind(out)
+	return p
+}
+
+// include/uapi/linux/futex.h.
+const (
+	futexWakeOp = 5       // FUTEX_WAKE_OP
+	futexStore1 = 1 << 12 // FUTEX_OP(FUTEX_OP_SET, 1, FUTEX_OP_CMP_EQ, 0)
+)
+
+// ready is what a batch says when all that can fail has been done.
+const ready = 'r'
+
+// did notes how to undo what the program has just done. From here on a failure
+// unwinds it too.
+func (p *program) did(emit func()) {
+	if p.decided {
+		return
+	}
+	l := p.Label()
+	p.undos = append(p.undos, undo{l, emit})
+	p.FailTo(l)
+}
+
+// unwind writes the undos, the last first. Each failing step jumps in at its
+// own; who falls in from above takes all. From here on nothing is undone.
+func (p *program) unwind() {
+	for i := len(p.undos) - 1; i >= 0; i-- {
+		p.Bind(p.undos[i].label)
+		p.undos[i].emit()
+	}
+	p.undos, p.decided = nil, true
+}
+
+// closeFD closes the descriptor whose number is at r.
+func (p *program) closeFD(r ptrace.Ref) {
+	p.Syscall(unix.SYS_CLOSE, r.Int32()).Ignore()
+}
+
+// receive takes one message from the channel, and returns where the numbers of
+// its descriptors are. The payload goes to into.
+func (p *program) receive(into ptrace.Ref, files message) []ptrace.Ref {
+	p.messages = append(p.messages, files)
+	n := len(files)
+
+	control := make([]byte, unix.CmsgSpace(4*n))
+	for i := range n {
+		copy(control[unix.CmsgLen(0)+4*i:], noFD)
+	}
+	ctl := p.Data(control)
+	iovec := make([]byte, iovecSize)
+	binary.NativeEndian.PutUint64(iovec[iovecLen:], 4)
+	iov := p.Data(iovec)
+	p.PutAddress(iov, into)
+	header := make([]byte, msghdrSize)
+	binary.NativeEndian.PutUint64(header[msghdrIovlen:], 1)
+	binary.NativeEndian.PutUint64(header[msghdrCtllen:], uint64(len(control)))
+	hdr := p.Data(header)
+	p.PutAddress(hdr.Add(msghdrIov), iov)
+	p.PutAddress(hdr.Add(msghdrControl), ctl)
+
+	p.Syscall(unix.SYS_RECVMSG, p.pair.Int32(), hdr, ptrace.Const(unix.MSG_CMSG_CLOEXEC)).Name("recvmsg")
+	fds := make([]ptrace.Ref, n)
+	for i := range fds {
+		fds[i] = ctl.Add(unix.CmsgLen(0) + 4*i)
+	}
+	p.did(func() {
+		for _, fd := range fds {
+			p.closeFD(fd)
+		}
+	})
+	// Fewer than sent (a full table, MSG_CTRUNC) or none (the swapper died)
+	// shows in cmsg_len. ENOTCONN on purpose: a call that fails takes the way
+	// back that a branch would not report.
+	whole := p.Label()
+	p.BranchEqual(ctl, uint32(unix.CmsgLen(4*n)), whole)
+	p.Syscall(unix.SYS_CLOSE, ptrace.Int(-1)).Name("recvmsg of " + strconv.Itoa(n) + " descriptors: too few arrived")
+	p.Bind(whole)
+	return fds
+}
+
+// mapNew maps the new files beside the old mappings.
+func (p *program) mapNew(s *AddressSpace, room int) {
+	var files []*os.File
+	index := map[*os.File]int{}
+	for _, m := range s.Mappings {
+		if _, known := index[m.Replacement]; !known {
+			index[m.Replacement] = len(files)
+			files = append(files, m.Replacement)
+		}
+	}
+	room = max(1, min(room-1, maxRights)) // the verdict stays open
+	for first := 0; first < len(files); first += room {
+		part := files[first:min(first+room, len(files))]
+		fds := p.receive(p.Zero(4), message(part))
+		for _, m := range s.Mappings {
+			i := index[m.Replacement] - first
+			if i < 0 || i >= len(part) {
+				continue
+			}
+			kind := unix.MAP_PRIVATE
+			if m.Shared {
+				kind = unix.MAP_SHARED
+			}
+			length := ptrace.Const(m.End - m.Start)
+			made := p.Syscall(unix.SYS_MMAP, ptrace.Const(0), length, ptrace.Int(m.Prot), ptrace.Int(kind),
+				fds[i].Int32(), ptrace.Const(m.Offset)).Name("mmap of " + m.Path)
+			p.did(func() { p.Syscall(unix.SYS_MUNMAP, made, length).Ignore() })
+			p.moved = append(p.moved, movedRange{m, made})
+		}
+		for _, fd := range fds {
+			p.closeFD(fd)
+		}
+	}
+}
+
+// changeDirectories moves root and working directory. What j holds open of
+// the old ones is the way back.
+func (p *program) changeDirectories(j *job) {
+	root, cwd := j.oldRoot, j.oldCwd
+	if d := j.context.Root; d != nil {
+		root = d.Replacement
+	}
+	if d := j.context.Cwd; d != nil {
+		cwd = d.Replacement
+	}
+	fds := p.receive(p.Zero(4), message{root, cwd, j.oldRoot, j.oldCwd})
+	p.open = append(p.open, fds...)
+	if j.context.Root != nil {
+		p.did(func() {
+			p.fchdir(fds[2]).Ignore()
+			p.Syscall(unix.SYS_CHROOT, p.dot).Ignore()
+			p.fchdir(fds[3]).Ignore()
+		})
+		p.fchdir(fds[0]).Name("fchdir to the new root")
+		p.Syscall(unix.SYS_CHROOT, p.dot).Name("chroot")
+	} else {
+		p.did(func() { p.fchdir(fds[3]).Ignore() })
+	}
+	p.fchdir(fds[1]).Name("fchdir")
+}
+
+func (p *program) fchdir(fd ptrace.Ref) *ptrace.Call {
+	return p.Syscall(unix.SYS_FCHDIR, fd.Int32())
+}
+
+// replaceFDs puts the new descriptions over the old descriptors, at most room
+// at a time.
+func (p *program) replaceFDs(t *FDTable, room int) {
+	room = max(1, min(room, maxRights))
+	payload := p.Zero(4)
+	for first := 0; first < len(t.FDs); first += room {
+		part := t.FDs[first:min(first+room, len(t.FDs))]
+		files := make(message, len(part))
+		for i, fd := range part {
+			files[i] = fd.Description.Replacement
+		}
+		fds := p.receive(payload, files)
+		for i, fd := range part {
+			flags := 0
+			if fd.CloseOnExec {
+				flags = unix.O_CLOEXEC
+			}
+			p.Syscall(unix.SYS_DUP3, fds[i].Int32(), ptrace.Int(fd.Num), ptrace.Int(flags)).
+				Name("dup3 over descriptor " + strconv.Itoa(fd.Num))
+			p.closeFD(fds[i])
+		}
+	}
+}

@@ -1,0 +1,207 @@
+package swap
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// DefaultTimeout bounds a run when [Options] doesn't.
+const DefaultTimeout = 10 * time.Second
+
+// Options say how a run is done.
+type Options struct {
+	// Timeout bounds everything up to the commit; DefaultTimeout if 0.
+	Timeout time.Duration
+	// Move takes the new mount off the place where it was mounted before.
+	Move bool
+	// BeforeStop is called once nothing is in the way and before anyone is
+	// stopped: a shut stub must let its requests go on there, onto the new
+	// mount, since who waits in one can't be stopped. May be nil.
+	BeforeStop func(context.Context) error
+	// Phase is told each step's name as it begins. May be nil.
+	Phase func(name string)
+}
+
+// Result says what a run did. Its JSON form is a stable contract.
+type Result struct {
+	Processes int   `json:"processes"`
+	Threads   int   `json:"threads"`
+	FDs       int   `json:"fds"`
+	Mappings  int   `json:"mappings"`
+	Cwds      int   `json:"cwds"`
+	Roots     int   `json:"roots"`
+	Mounts    int   `json:"mounts"`     // mount points that show the new file system
+	StoppedUS int64 `json:"stopped_us"` // from the first process stopped to the last let go, in microseconds
+	TotalUS   int64 `json:"total_us"`   // of the run, without the planning
+}
+
+// Run swaps what the plan says. It returns a [*RefusedError] if something is
+// in the way; any other error means that it failed, and that everything is as
+// it was, save where the error says so. The plan can't be run twice.
+func (p *Plan) Run(ctx context.Context, o Options) (*Result, error) {
+	if err := p.Err(); err != nil {
+		return nil, err
+	}
+	if o.Timeout == 0 {
+		o.Timeout = DefaultTimeout
+	}
+	bounded, cancel := context.WithTimeout(ctx, o.Timeout)
+	defer cancel()
+
+	r := &run{plan: p, options: o, began: time.Now()}
+	defer r.close()
+	if err := r.do(bounded); err != nil {
+		return nil, err
+	}
+	r.result.TotalUS = time.Since(r.began).Microseconds()
+	return &r.result, nil
+}
+
+// run is one swap under way.
+type run struct {
+	plan    *Plan
+	options Options
+	began   time.Time
+	result  Result
+
+	flusher *flusher
+	stopped *stopped
+	verdict *verdict
+	first   []*worker // one per process
+	further []*job
+	changed []changedMount
+}
+
+// close lets everyone go who hasn't been.
+func (r *run) close() {
+	for _, w := range r.first {
+		w.close()
+	}
+	if r.stopped != nil {
+		r.stopped.close()
+	}
+	if r.verdict != nil {
+		r.verdict.close()
+	}
+	if r.flusher != nil {
+		// What the daemon says to it can't be acted on any more: all that
+		// was written has been flushed.
+		_ = r.flusher.close()
+	}
+}
+
+func (r *run) phase(name string) {
+	if r.options.Phase != nil {
+		r.options.Phase(name)
+	}
+}
+
+func (r *run) do(ctx context.Context) (err error) {
+	if r.verdict, err = newVerdict(); err != nil {
+		return err
+	}
+	if f := r.options.BeforeStop; f != nil {
+		r.phase("open the gate")
+		if err := f(ctx); err != nil {
+			return err
+		}
+	}
+	r.phase("stop")
+	if err := r.stop(ctx); err != nil {
+		return err
+	}
+	r.phase("replace")
+	err = r.prepare(ctx)
+	if err == nil {
+		r.phase("mount points")
+		err = r.changeMounts()
+	}
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		return errors.Join(err, r.goBack())
+	}
+	r.phase("commit")
+	return r.goForward()
+}
+
+// goBack lets every batch undo what it did, and the mount points with them.
+func (r *run) goBack() error {
+	errs := []error{r.restoreMounts()}
+	ctx, cancel := graceful()
+	defer cancel()
+	for _, w := range r.first {
+		w.hangUp()
+	}
+	for _, w := range r.first {
+		errs = append(errs, w.wentBack(ctx))
+	}
+	return errors.Join(errs...)
+}
+
+// goForward commits, and sees everyone off. From here on nothing is undone:
+// errors are told, and the rest is done all the same.
+func (r *run) goForward() error {
+	r.count()
+	r.verdict.goForward()
+	ctx, cancel := graceful()
+	defer cancel()
+	var errs []error
+	for _, w := range r.first {
+		w.hangUp()
+	}
+	further := map[int][]*job{}
+	for _, j := range r.further {
+		further[j.task.PID] = append(further[j.task.PID], j)
+	}
+	for _, w := range r.first {
+		errs = append(errs, w.batch.Wait(ctx))
+		for _, j := range further[w.job.task.PID] {
+			errs = append(errs, r.runFurther(ctx, j))
+		}
+		errs = append(errs, r.stopped.release(w.job.task.PID))
+	}
+	errs = append(errs, r.stopped.releaseAll())
+	r.result.StoppedUS = time.Since(r.stopped.since).Microseconds()
+	if r.options.Move {
+		errs = append(errs, r.detachTo())
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("swapped, but not all of it: %w", err)
+	}
+	return nil
+}
+
+// graceful bounds what must be waited for whatever the user's time says: it is
+// the time in which batches that have been told their verdict end by
+// themselves, a few system calls each.
+func graceful() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.Background(), DefaultTimeout)
+}
+
+// count says what is swapped.
+func (r *run) count() {
+	u := r.plan.Usage
+	r.result.Processes = len(u.Processes)
+	for _, p := range u.Processes {
+		r.result.Threads += len(p.Tasks)
+	}
+	for _, t := range u.Tables {
+		r.result.FDs += len(t.FDs)
+	}
+	for _, s := range u.Spaces {
+		r.result.Mappings += len(s.Mappings)
+	}
+	for _, c := range u.Contexts {
+		if c.Cwd != nil {
+			r.result.Cwds++
+		}
+		if c.Root != nil {
+			r.result.Roots++
+		}
+	}
+	r.result.Mounts = len(r.changed)
+}
