@@ -53,7 +53,7 @@ func mountID(fd int) (int, error) {
 func Clone(root *os.File, path string) (*os.File, error) {
 	from := root
 	if path != "" && path != "." {
-		part, err := OpenBeneath(root, path, unix.O_PATH|unix.O_NOFOLLOW)
+		part, err := OpenBeneath(root, path, unix.O_PATH)
 		if err != nil {
 			return nil, err
 		}
