@@ -68,18 +68,25 @@ func (c *Client) Proxy(ctx context.Context, dir *os.File) error {
 	return err
 }
 
-// Shutdown unmounts, and ends the daemon. A mount in use stays, and is an
-// error.
-func (c *Client) Shutdown(ctx context.Context) error {
-	_, err := c.ask(ctx, request{Command: cmdUmount}, nil)
-	return err
-}
+// Shutdown unmounts, and ends the daemon; it returns when its socket is gone.
+// A mount in use stays, and is an error.
+func (c *Client) Shutdown(ctx context.Context) error { return c.umount(ctx, false) }
 
 // ForceShutdown unmounts a mount that is in use, and ends the daemon: whoever
 // waits, or touches the mount later, gets an error.
-func (c *Client) ForceShutdown(ctx context.Context) error {
-	_, err := c.ask(ctx, request{Command: cmdUmount, Force: true}, nil)
-	return err
+func (c *Client) ForceShutdown(ctx context.Context) error { return c.umount(ctx, true) }
+
+func (c *Client) umount(ctx context.Context, force bool) error {
+	if _, err := c.ask(ctx, request{Command: cmdUmount, Force: force}, nil); err != nil {
+		return err
+	}
+	// The daemon removes its socket, then hangs up (Listener.Close).
+	stop := context.AfterFunc(ctx, func() { c.conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if _, err := c.in.ReadByte(); ctx.Err() != nil {
+		return fmt.Errorf("waiting for the mount's daemon to end: %w", errors.Join(context.Cause(ctx), err))
+	}
+	return nil
 }
 
 func (c *Client) ask(ctx context.Context, r request, fd *os.File) (*reply, error) {

@@ -167,6 +167,21 @@ func TestErrorsKeepTheirKind(t *testing.T) {
 	}
 }
 
+func TestShutdownWaitsForTheEndOfTheDaemon(t *testing.T) {
+	l, c := listen(t, &fake{})
+	done := make(chan error, 1)
+	go func() { done <- c.Shutdown(within(t)) }()
+	select {
+	case err := <-done:
+		t.Fatalf("it returned before: %v", err)
+	case <-time.After(20 * time.Millisecond):
+	}
+	l.Close()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestClientThatGoesIsNoticed(t *testing.T) {
 	f := &fake{wait: make(chan struct{})}
 	_, c := listen(t, f)
@@ -201,10 +216,22 @@ func TestNobodyIsNotServed(t *testing.T) {
 	if _, err := Dial(device); !errors.Is(err, ErrNotServed) {
 		t.Errorf("Dial of a stale socket: %v", err)
 	}
-	if next, err := Listen(device, &fake{}); err != nil {
-		t.Errorf("Listen in place of a stale socket: %v", err)
-	} else {
-		next.Close()
+	next, err := Listen(device, &fake{})
+	if err != nil {
+		t.Fatalf("Listen in place of a stale socket: %v", err)
+	}
+	if err := RemoveStale(device); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(socketPath(device)); err != nil {
+		t.Errorf("the socket of a daemon that runs was removed: %v", err)
+	}
+	next.socket.Close() // as if it were killed
+	if err := RemoveStale(device); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(socketPath(device)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the stale socket is still there: %v", err)
 	}
 }
 

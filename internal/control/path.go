@@ -52,6 +52,26 @@ func List() ([]uint64, error) {
 	return devs, nil
 }
 
+// RemoveStale removes the socket that a daemon left when it was killed. It
+// leaves that of a daemon that runs.
+func RemoveStale(dev uint64) error {
+	dir, err := openDirectory()
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if c, err := Dial(dev); !errors.Is(err, ErrNotServed) {
+		if err == nil {
+			c.Close()
+		}
+		return err
+	}
+	if err := os.Remove(socketPath(dev)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("removing a stale control socket: %w", err)
+	}
+	return nil
+}
+
 // openDirectory makes the directory if there is none, and returns it locked
 // against other daemons that begin or end. Only root can have put it into
 // /run; that no one else can write it is seen to here.

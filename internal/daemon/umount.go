@@ -21,9 +21,13 @@ func Umount(ctx context.Context, path string, force bool) error {
 	if err != nil {
 		return err
 	}
-	c, err := control.Dial(unix.Mkdev(uint32(m.Major), uint32(m.Minor)))
+	dev := unix.Mkdev(uint32(m.Major), uint32(m.Minor))
+	c, err := control.Dial(dev)
 	if errors.Is(err, control.ErrNotServed) && m.FSType == fsType {
-		return umountDead(m.Mountpoint, force)
+		if err := umountDead(m.Mountpoint, force); err != nil {
+			return err
+		}
+		return control.RemoveStale(dev)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
