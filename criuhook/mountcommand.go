@@ -63,11 +63,11 @@ func (m MountCommand) run(ctx context.Context, dir string) error {
 	fail := func(err error) error {
 		return fmt.Errorf("--mount %s: %w%s", m.Point, err, tail(output))
 	}
-	table, err := os.Open("/proc/self/mountinfo")
+	table, err := openMountTable()
 	if err != nil {
 		return fail(err)
 	}
-	defer table.Close()
+	defer unix.Close(table)
 	// Its other end is closed when the command has ended, which wakes poll.
 	ended, end, err := os.Pipe()
 	if err != nil {
@@ -93,7 +93,7 @@ func (m MountCommand) run(ctx context.Context, dir string) error {
 
 // waitMounted returns when something is mounted on dir, when ctx ends, or when
 // the command has ended without mounting anything; its error is then in result.
-func waitMounted(ctx context.Context, dir string, table, ended *os.File, result <-chan error) error {
+func waitMounted(ctx context.Context, dir string, table int, ended *os.File, result <-chan error) error {
 	// poll(2) has no context: its end is the end of this pipe.
 	wake, waker, err := os.Pipe()
 	if err != nil {
@@ -121,7 +121,7 @@ func waitMounted(ctx context.Context, dir string, table, ended *os.File, result 
 		fds := []unix.PollFd{
 			// fs/proc_namespace.c mounts_poll: an event is an error
 			// and urgent data, since the last poll or the open.
-			{Fd: int32(table.Fd()), Events: unix.POLLPRI},
+			{Fd: int32(table), Events: unix.POLLPRI},
 			{Fd: int32(ended.Fd()), Events: unix.POLLIN},
 			{Fd: int32(wake.Fd()), Events: unix.POLLIN},
 		}
@@ -137,6 +137,17 @@ func waitMounted(ctx context.Context, dir string, table, ended *os.File, result 
 			return ctx.Err()
 		}
 	}
+}
+
+// openMountTable opens mountinfo to poll it. An os.File of it would be watched
+// by the Go runtime as well, and the kernel tells an event to the first who
+// polls: the event count is the open file's (fs/proc_namespace.c mounts_poll).
+func openMountTable() (int, error) {
+	fd, err := unix.Open("/proc/thread-self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("mountinfo: %w", err)
+	}
+	return fd, nil
 }
 
 func isMounted(dir string) (bool, error) {

@@ -1,6 +1,7 @@
 package criuhook
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"spfs/internal/control"
+	"spfs/internal/mounts"
 )
 
 // runDirectory holds a directory for each restore under way, or whose tree
@@ -72,7 +74,7 @@ func (w *workspace) close() error {
 }
 
 // tidy removes what is not needed any more: what is mounted in the workspace
-// other than stubs that are being served, and every directory without a mount.
+// other than stubs that a tree waits on, and every directory without a mount.
 func (w *workspace) tidy() error {
 	entries, err := os.ReadDir(w.path)
 	if err != nil {
@@ -82,7 +84,7 @@ func (w *workspace) tidy() error {
 	needed := false
 	for _, e := range entries {
 		p := filepath.Join(w.path, e.Name())
-		if strings.HasPrefix(e.Name(), "stub-") && served(p) {
+		if strings.HasPrefix(e.Name(), "stub-") && waitedOn(p) {
 			needed = true
 			continue
 		}
@@ -94,9 +96,10 @@ func (w *workspace) tidy() error {
 	return errors.Join(errs...)
 }
 
-// served tells whether a running spfs serves the mount at p. It asks that
-// mount nothing.
-func served(p string) bool {
+// waitedOn tells whether a running spfs serves the mount at p, and somebody may
+// use it: it is mounted elsewhere too. It asks that mount nothing. A stub that
+// only its workspace shows is one whose tree has ended.
+func waitedOn(p string) bool {
 	dev, err := control.MountDevice(p)
 	if err != nil {
 		return false
@@ -106,7 +109,24 @@ func served(p string) bool {
 		return false
 	}
 	c.Close()
-	return true
+	all, err := mounts.List(context.Background())
+	if err != nil {
+		return true
+	}
+	places := 0
+	for _, ns := range all {
+		table, err := ns.Mounts()
+		ns.Close()
+		if err != nil {
+			places = 2 // it may be there
+		}
+		for _, m := range table {
+			if m.Dev == dev {
+				places++
+			}
+		}
+	}
+	return places > 1
 }
 
 // clearMountPoint takes off whatever is mounted on p, and removes p.

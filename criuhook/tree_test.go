@@ -1,0 +1,108 @@
+package criuhook
+
+import (
+	"bufio"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestIsFUSE(t *testing.T) {
+	for fstype, want := range map[string]bool{
+		"fuse": true, "fuse.sshfs": true, "fuseblk": true, "fuseblk.ntfs": true,
+		"fusectl": false, "ext4": false, "": false, "notfuse.sshfs": false,
+	} {
+		if isFUSE(fstype) != want {
+			t.Errorf("%q: %v", fstype, !want)
+		}
+	}
+}
+
+func TestFuseConnection(t *testing.T) {
+	for _, c := range []struct {
+		fdinfo string
+		minor  int
+		ok     bool
+	}{
+		{"pos:\t0\nflags:\t02\nfuse_connection:\t43\n", 43, true},
+		{"pos:\t0\nflags:\t02\n", 0, false},
+		{"fuse_connection:\tx\n", 0, false},
+		{"", 0, false},
+	} {
+		if minor, ok := fuseConnection(c.fdinfo); ok != c.ok || ok && minor != c.minor {
+			t.Errorf("%q: %d, %v", c.fdinfo, minor, ok)
+		}
+	}
+}
+
+func TestTreeHasItsRootAndNobodyTwice(t *testing.T) {
+	pids, err := tree(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if pids[0] != os.Getpid() {
+		t.Errorf("the root is %d, want %d", pids[0], os.Getpid())
+	}
+	slices.Sort(pids)
+	if len(slices.Compact(slices.Clone(pids))) != len(pids) {
+		t.Errorf("some are listed twice: %v", pids)
+	}
+	if _, err := tree(1 << 30); err == nil {
+		t.Error("a pid that cannot be has a tree")
+	}
+}
+
+func TestBelow(t *testing.T) {
+	for _, c := range []struct {
+		dir, path, rel string
+		ok             bool
+	}{
+		{"/", "/", "/", true},
+		{"/", "/a/b", "/a/b", true},
+		{"/a", "/a", "/", true},
+		{"/a", "/a/b", "/b", true},
+		{"/a", "/ab", "", false},
+		{"/a/b", "/a", "", false},
+	} {
+		rel, ok := below(c.dir, c.path)
+		if ok != c.ok || ok && rel != c.rel {
+			t.Errorf("%s below %s: %q, %v", c.path, c.dir, rel, ok)
+		}
+	}
+}
+
+func TestErrorLinesAreTheLastAndTheirOwn(t *testing.T) {
+	log := "(00.000001) Version\n" +
+		"(00.030580) Error (criu/util.c:1533): rlimit: Can't setup RLIMIT_NOFILE for self: Operation not permitted\n" +
+		"(00.1) Error (a.c:1): one\n(00.2) Error (a.c:1): one\n(00.3) fine\n(00.4)      7: Error (b.c:2): two"
+	got := errorLines(bufio.NewReader(strings.NewReader(log)))
+	if want := []string{"Error (a.c:1): one", "Error (b.c:2): two"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+	got = errorLines(bufio.NewReader(strings.NewReader("Error (1\nError (2\nError (3\nError (4\nError (5\nError (6\n")))
+	if len(got) != shownErrors || got[len(got)-1] != "Error (6" {
+		t.Errorf("%q", got)
+	}
+}
+
+func TestParseExternal(t *testing.T) {
+	for in, want := range map[string][2]string{
+		"mnt[K]:/a/b":  {"K", "/a/b"},
+		"mnt[K]:/a]:b": {"K", "/a]:b"},
+		"mnt[K]:rel":   {},
+		"mnt[]:/a":     {},
+		"mnt[K":        {},
+		"dev[1/2]:/a":  {},
+		"":             {},
+	} {
+		key, dir, ok := parseExternal(in)
+		if ok != (want[0] != "") || ok && (key != want[0] || dir != want[1]) {
+			t.Errorf("%q: %q, %q, %v", in, key, dir, ok)
+		}
+	}
+	got := externalArguments([]string{"criu", "restore", "--external", "a", "--external=b", "-D", "x", "--external"})
+	if want := []string{"a", "b"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
