@@ -11,8 +11,8 @@ import (
 	"spfs/test/rig"
 )
 
-// What spfs-swap refuses: one line that names it, the right status, and the
-// counter that uses the mount beside it goes on without a pause on the old one.
+// What spfs-swap refuses: a line that names process, resource and reason, the
+// right status, and everything as it was.
 func TestSwapRefuses(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -113,7 +113,7 @@ func TestSwapRefuses(t *testing.T) {
 			counter := rig.StartCounter(t, rig.Mkdir(t, m.data, "counter"), rig.CounterOptions{})
 			m.unchangedBy(t, p, func() {
 				for _, command := range []string{"plan", "run"} {
-					rig.Run(t, rig.Build(t).Swap, command, "--from", m.old, "--to", m.new).Fails(t, 3, names...)
+					rig.Run(t, rig.Build(t).Swap, command, "--from", m.old, "--to", m.new).Refuses(t, names...)
 				}
 			})
 			counter.Check()
@@ -135,7 +135,7 @@ func (m *mounts) elsewhere(t *testing.T) {
 func (m *mounts) unchangedBy(t *testing.T, p *rig.Puppet, f func()) {
 	t.Helper()
 	state := func() (s []string) {
-		r := rig.Run(t, "sh", "-c", `for f in /proc/$1/fd/*; do readlink $f; done; cat /proc/$1/maps; cat /proc/$1/status | grep -E '^(State|Sig|TracerPid)'`, "sh", itoa(p.PID))
+		r := rig.Run(t, "sh", "-c", `for f in /proc/$1/fd/*; do readlink $f; done; cat /proc/$1/maps; cat /proc/$1/status | grep -E '^(State|Sig[PBIC]|ShdPnd|TracerPid)'`, "sh", itoa(p.PID))
 		return append(strings.Split(r.Stdout, "\n"), devName(devAt(t, 0, m.old)), devName(devAt(t, 0, m.new)))
 	}
 	before := state()
@@ -174,9 +174,8 @@ func TestSwapBadInput(t *testing.T) {
 			{"run --from %/none --to %/new", 1, "%/none"},
 			{"run --from %/old --to %/file", 1, "%/file"},
 			{"run --from %/old --to %/new --pid nobody", 2, "nobody"},
-			{"run --from %/old --to %/new --pid " + itoa(ended.PID), 1, itoa(ended.PID)},
-			{"run --from %/old --to %/new --pid " + kthreadd, 1, kthreadd},
-			{"run --from %/old --to %/new --pid 1 --tree 1", 2, "--tree"},
+			{"run --from %/old --to %/new --pid " + itoa(ended.PID), 3, itoa(ended.PID)},
+			{"run --from %/old --to %/new --pid " + kthreadd, 3, kthreadd},
 			{"run --from %/old --to %/new --timeout never", 2, "never"},
 			{"nonsense", 2, "nonsense"},
 		} {

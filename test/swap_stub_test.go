@@ -130,6 +130,8 @@ func TestListOfAMountThatDoesNotAnswer(t *testing.T) {
 			if err := unix.Kill(m.oldProc.PID, unix.SIGSTOP); err != nil {
 				t.Fatal(err)
 			}
+			// A process that ends closes its files, for which it waits.
+			t.Cleanup(func() { unix.Kill(m.oldProc.PID, unix.SIGCONT) })
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -59,20 +59,32 @@ func Begin(t T, cmd *exec.Cmd) *Running {
 		r.took = time.Since(r.begun)
 		close(r.ended)
 	}()
-	t.Cleanup(r.Kill)
+	t.Cleanup(func() {
+		r.Kill()
+		select {
+		case <-r.ended:
+		case <-time.After(patience):
+			t.Errorf("%v can't be killed:%s", cmd.Args, KernelStack(r.PID))
+		}
+	})
 	return r
 }
 
 // Ended is closed when the command has ended.
 func (r *Running) Ended() <-chan struct{} { return r.ended }
 
-// Kill ends the command with SIGKILL, if it hasn't ended, and waits for it.
+// Kill ends the command with SIGKILL, if it hasn't ended, and waits for it: not
+// for ever, since a process that waits in the kernel can't be killed.
 func (r *Running) Kill() {
 	select {
 	case <-r.ended:
+		return
 	default:
 		r.cmd.Process.Kill()
-		<-r.ended
+	}
+	select {
+	case <-r.ended:
+	case <-time.After(patience):
 	}
 }
 
@@ -119,6 +131,27 @@ func (r Result) Fails(t T, status int, words ...string) {
 			t.Errorf("%s: standard error does not name %q:\n%s", r.Line(), w, r.Stderr)
 		}
 	}
+}
+
+// Refuses fails t unless the command ended with status 3, and one line of what it
+// said has all of words in it.
+func (r Result) Refuses(t T, words ...string) {
+	t.Helper()
+	if r.Status != 3 {
+		t.Errorf("%s: exit status %d, want 3\n%s%s", r.Line(), r.Status, r.Stdout, r.Stderr)
+	}
+	for _, line := range strings.Split(r.Stdout+r.Stderr, "\n") {
+		named := 0
+		for _, w := range words {
+			if strings.Contains(line, w) {
+				named++
+			}
+		}
+		if named == len(words) {
+			return
+		}
+	}
+	t.Errorf("%s: no line names all of %q:\n%s%s", r.Line(), words, r.Stdout, r.Stderr)
 }
 
 // JSON decodes standard output into v.

@@ -41,13 +41,17 @@ func SPFS(t T, args ...string) Result {
 // it is there still.
 func Mount(t T, mountpoint string, flags ...string) Status {
 	t.Helper()
+	SPFS(t, append(append([]string{"mount"}, flags...), mountpoint)...).OK(t)
+	s := StatusOf(t, mountpoint)
 	t.Cleanup(func() {
-		if MountAt(t, 0, mountpoint) != nil {
+		// What a swap has put in its place is detached only.
+		if m := MountAt(t, 0, mountpoint); m != nil && fmt.Sprintf("%d:%d", m.Major, m.Minor) == s.Device {
 			SPFS(t, "umount", "--force", mountpoint).OK(t)
+		} else if m != nil {
+			Unmount(t, mountpoint)
 		}
 	})
-	SPFS(t, append(append([]string{"mount"}, flags...), mountpoint)...).OK(t)
-	return StatusOf(t, mountpoint)
+	return s
 }
 
 // StatusOf is the status of one mount.
