@@ -27,7 +27,7 @@ type HookOptions struct {
 	// what CRIU's command line says.
 	External string
 
-	// Mounts are mount commands as of RestoreOptions.Mounts, for post-resume.
+	// Mounts are mount commands as of RestoreOptions.Mounts, for when CRIU has ended.
 	Mounts  []MountCommand
 	Timeout time.Duration
 
@@ -43,10 +43,10 @@ type HookOptions struct {
 //	post-dump     writes the manifest
 //	pre-restore   mounts stubs, at the directories given to CRIU as external
 //	post-restore  shuts their gates
-//	post-resume   mounts the real file systems and swaps
+//	post-resume   takes note that the tree runs
 //
-// CRIU calls nobody when it fails. So pre-restore leaves a process behind that
-// runs [Watch].
+// CRIU calls nobody when it fails, nor when it is done. So pre-restore leaves a
+// process behind that runs [Watch].
 func Hook(ctx context.Context, o HookOptions) error {
 	switch o.Action {
 	case "post-dump", "pre-restore", "post-restore", "post-resume":
@@ -58,12 +58,7 @@ func Hook(ctx context.Context, o HookOptions) error {
 	if err := needRoot(); err != nil {
 		return err
 	}
-	if o.Event == nil {
-		o.Event = func(string) {}
-	}
-	if o.Timeout == 0 {
-		o.Timeout = defaultTimeout
-	}
+	o.fill()
 	if o.Program == "" {
 		self, err := os.Executable()
 		if err != nil {
@@ -81,12 +76,22 @@ func Hook(ctx context.Context, o HookOptions) error {
 	case "post-restore":
 		err = h.postRestore(ctx)
 	case "post-resume":
-		err = h.postResume(ctx)
+		err = h.postResume()
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", o.Action, err)
 	}
 	return nil
+}
+
+// fill puts in what was left out.
+func (o *HookOptions) fill() {
+	if o.Event == nil {
+		o.Event = func(string) {}
+	}
+	if o.Timeout == 0 {
+		o.Timeout = defaultTimeout
+	}
 }
 
 type hook struct{ HookOptions }
@@ -161,6 +166,13 @@ func (h *hook) preRestore(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	r := &restore{o: RestoreOptions{Mounts: h.Mounts, Swap: h.Swap, Event: h.Event}, manifest: m, program: h.Program}
+	if err := r.checkMounts(); err != nil {
+		return err
+	}
+	if err := h.checkDetached(); err != nil {
+		return err
+	}
 	places, err := h.places(m)
 	if err != nil {
 		return err
@@ -180,7 +192,7 @@ func (h *hook) preRestore(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r := &restore{o: RestoreOptions{Event: h.Event}, manifest: m, program: h.Program, workspace: w}
+	r.workspace = w
 	// By post-resume CRIU has closed its image directory.
 	err = m.write(w.dir)
 	if err == nil {
@@ -204,6 +216,37 @@ func (h *hook) preRestore(ctx context.Context) error {
 	return nil
 }
 
+// arguments is CRIU's command line.
+func (h *hook) arguments() ([]string, error) {
+	pid, err := h.criuPID()
+	if err != nil {
+		return nil, err
+	}
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil {
+		return nil, err
+	}
+	return strings.Split(strings.TrimSuffix(string(b), "\x00"), "\x00"), nil
+}
+
+// checkDetached refuses mount commands where CRIU stays until the tree ends.
+func (h *hook) checkDetached() error {
+	if len(h.Mounts) == 0 {
+		return nil
+	}
+	args, err := h.arguments()
+	if err != nil {
+		return err
+	}
+	for _, a := range args {
+		switch a {
+		case "-d", "--restore-detached", "swrk", "service": // the last two always do
+			return nil
+		}
+	}
+	return errors.New("SPFS_MOUNT needs CRIU to end when the tree is restored: give it --restore-detached")
+}
+
 // places returns where CRIU was told to find each key, of mnt[KEY]:DIR.
 func (h *hook) places(m *Manifest) (map[string]string, error) {
 	if m.HostNamespace {
@@ -211,15 +254,11 @@ func (h *hook) places(m *Manifest) (map[string]string, error) {
 	}
 	given := strings.Split(h.External, "\n")
 	if h.External == "" {
-		pid, err := h.criuPID()
+		args, err := h.arguments()
 		if err != nil {
 			return nil, err
 		}
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if err != nil {
-			return nil, err
-		}
-		given = externalArguments(strings.Split(string(b), "\x00"))
+		given = externalArguments(args)
 	}
 	all := make(map[string]string)
 	for _, e := range given {
@@ -262,12 +301,8 @@ func parseExternal(s string) (key, dir string, ok bool) {
 	return key, dir, ok && key != "" && filepath.IsAbs(dir)
 }
 
-// underWay finds the restore that pre-restore began.
-func (h *hook) underWay() (*restore, error) {
-	path, err := h.workspacePath()
-	if err != nil {
-		return nil, err
-	}
+// underWay finds the restore that pre-restore began in a workspace.
+func (o *HookOptions) underWay(path string) (*restore, error) {
 	dir, err := os.Open(path)
 	if err != nil {
 		return nil, err
@@ -278,7 +313,7 @@ func (h *hook) underWay() (*restore, error) {
 		return nil, err
 	}
 	r := &restore{
-		o:         RestoreOptions{Mounts: h.Mounts, Timeout: h.Timeout, Swap: h.Swap, Event: h.Event},
+		o:         RestoreOptions{Mounts: o.Mounts, Timeout: o.Timeout, Swap: o.Swap, Event: o.Event},
 		manifest:  m,
 		workspace: &workspace{path: path},
 		swapped:   make(map[*stub]bool),
@@ -297,7 +332,11 @@ func (h *hook) underWay() (*restore, error) {
 }
 
 func (h *hook) postRestore(ctx context.Context) error {
-	r, err := h.underWay()
+	path, err := h.workspacePath()
+	if err != nil {
+		return err
+	}
+	r, err := h.underWay(path)
 	if err != nil {
 		return err
 	}
@@ -321,26 +360,12 @@ func (h *hook) postRestore(ctx context.Context) error {
 // resumed is the file in the workspace that tells the watch that the tree runs.
 const resumed = "resumed"
 
-func (h *hook) postResume(ctx context.Context) error {
+func (h *hook) postResume() error {
 	path, err := h.workspacePath()
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(path, resumed), nil, 0o600); err != nil {
-		return err
-	}
-	r, err := h.underWay()
-	if err != nil {
-		return err
-	}
-	if err := r.checkMounts(); err != nil {
-		return err
-	}
-	if err := r.mountReal(ctx); err != nil {
-		return err
-	}
-	r.sayWaiting()
-	return nil
+	return os.WriteFile(filepath.Join(path, resumed), nil, 0o600)
 }
 
 // startWatch starts a process that runs [Watch], to which w is handed over.
@@ -357,6 +382,7 @@ func (h *hook) startWatch(w *workspace, bound []string) error {
 	defer criu.Close()
 	cmd := exec.Command(h.Program, append([]string{"hook", "--watch", w.path, "--"}, bound...)...)
 	cmd.Dir = "/"
+	cmd.Stderr = os.Stderr                   // CRIU's log
 	cmd.ExtraFiles = []*os.File{criu, w.dir} // 3 and 4
 	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
@@ -366,9 +392,13 @@ func (h *hook) startWatch(w *workspace, bound []string) error {
 }
 
 // Watch waits for the CRIU to end that a restore is done by. If the tree was
-// not resumed, it takes the stubs away. The pidfd of CRIU is descriptor 3, the
-// workspace, locked, 4; bound are the mount points of the stubs besides.
-func Watch(path string, bound []string) error {
+// resumed it then mounts the real file systems and swaps: not before, since
+// CRIU keeps descriptors of every mount of the tree in flight in a socket of its
+// own (criu/fdstore.c). If the tree was not resumed, it takes the stubs away.
+// The pidfd of CRIU is descriptor 3, the workspace, locked, 4; bound are the
+// mount points of the stubs besides.
+func Watch(ctx context.Context, o HookOptions, path string, bound []string) error {
+	o.fill()
 	criu := os.NewFile(3, "pidfd")
 	w := &workspace{path: path, dir: os.NewFile(4, path)}
 	defer criu.Close()
@@ -380,7 +410,7 @@ func Watch(path string, bound []string) error {
 	}
 	_, err := os.Stat(filepath.Join(path, resumed))
 	if err == nil {
-		return w.close()
+		return errors.Join(o.finish(ctx, path), w.close())
 	}
 	r := &restore{workspace: w, bound: bound}
 	all, globErr := filepath.Glob(filepath.Join(path, "stub-*"))
@@ -393,6 +423,19 @@ func Watch(path string, bound []string) error {
 		}
 	}
 	return r.undo()
+}
+
+// finish is what is left to do of a restore when the tree runs.
+func (o *HookOptions) finish(ctx context.Context, path string) error {
+	r, err := o.underWay(path)
+	if err != nil {
+		return err
+	}
+	if err := r.mountReal(ctx); err != nil {
+		return err
+	}
+	r.sayWaiting()
+	return nil
 }
 
 // bindPart mounts a part of a stub on an existing directory or file, with

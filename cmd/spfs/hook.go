@@ -25,6 +25,7 @@ spfs is its own hook), together with
 
 Environment, of CRIU and so of the hook:
    SPFS_MOUNT     MOUNTPOINT=COMMAND lines: what "spfs restore --mount" takes
+                  (needs criu restore --restore-detached)
    SPFS_TIMEOUT   what "spfs restore --timeout" takes
    SPFS_EXTERNAL  mnt[KEY]:DIR lines, where CRIU has them from elsewhere than
                   its command line (a configuration file, RPC)`,
@@ -45,10 +46,7 @@ func asHook(argv []string) []string {
 }
 
 func hook(c *cli.Context) error {
-	if c.IsSet("watch") {
-		return criuhook.Watch(c.String("watch"), c.Args().Slice())
-	}
-	if c.NArg() > 0 {
+	if c.NArg() > 0 && !c.IsSet("watch") {
 		return exit.Usage("hook takes no arguments: CRIU says what to do in its environment")
 	}
 	o := criuhook.HookOptions{
@@ -75,6 +73,9 @@ func hook(c *cli.Context) error {
 			return fmt.Errorf("SPFS_MOUNT: %w", err)
 		}
 		o.Mounts = append(o.Mounts, m)
+	}
+	if c.IsSet("watch") {
+		return criuhook.Watch(c.Context, o, c.String("watch"), c.Args().Slice())
 	}
 	return criuhook.Hook(c.Context, o)
 }
