@@ -15,8 +15,12 @@ type changedMount struct {
 	old   *os.File
 }
 
-// changeMounts puts the new mount at every mount point of the old one.
+// changeMounts puts the new mount at every mount point of the old one, unless
+// only some of its users are swapped.
 func (r *run) changeMounts() error {
+	if !r.plan.Scope.Everyone() {
+		return nil
+	}
 	for _, m := range r.plan.Usage.Mounts {
 		var old *os.File
 		err := m.Namespace.Do(func(*os.File) error {

@@ -60,11 +60,20 @@ func ownThread(tid int) bool {
 	return err == nil
 }
 
-// addHidden notes processes that even root may not look at: those that have a
+// hide notes a process that can't be looked at.
+func (s *scanner) hide(pid int) {
+	s.mu.Lock()
+	s.hidden = append(s.hidden, pid)
+	s.mu.Unlock()
+}
+
+// addHidden notes processes that can't be looked at: those that have a
 // capability which we lack, or another security label (kernel/ptrace.c,
-// __ptrace_may_access). Nothing of theirs could be swapped. One that the scope
-// names is an obstacle; among everyone on the machine, they are listed only, or
-// the init of a virtual machine or a container's host could block every swap.
+// __ptrace_may_access); and those of which a task holds a lock while it waits,
+// for another file system perhaps (exec_update_lock in an exec, mmap_lock in a
+// fault). Nothing of theirs could be swapped. One that the scope names is an
+// obstacle; among everyone on the machine, they are listed only, or the init of
+// a virtual machine, or a process that hangs elsewhere, would block every swap.
 // Should one of them use the file system, it keeps the old one.
 func (u *Usage) addHidden(pids []int, named Members) {
 	slices.Sort(pids)
@@ -73,7 +82,8 @@ func (u *Usage) addHidden(pids []int, named Members) {
 		if named != nil && named.Has(pid) {
 			u.Obstacles = append(u.Obstacles, Obstacle{
 				PID: pid, Process: strconv.Itoa(pid), Resource: "process",
-				Reason: "it may not be looked at", Remedy: "run this with all of its capabilities",
+				Reason: "it can't be looked at: it has capabilities that we lack, or hangs in the kernel",
+				Remedy: "run this with all capabilities, let what it waits for answer, or end it",
 			})
 		}
 	}
@@ -182,7 +192,7 @@ func (s *scanner) readAll(ctx context.Context, self bool) ([]*reading, error) {
 			switch {
 			case errors.Is(err, errGone):
 			case errors.Is(err, fs.ErrPermission):
-				s.hidden = append(s.hidden, pid)
+				s.hide(pid)
 			case err != nil && failure == nil:
 				failure = fmt.Errorf("process %d: %w", pid, err)
 			}
@@ -228,7 +238,8 @@ func (s *scanner) readProcess(ctx context.Context, b *bouncer, pid int) (*readin
 		}
 		r = got.files
 	case <-w.stuck(ctx):
-		return s.unreadable(pid, ctx), nil
+		s.hide(pid)
+		return nil, nil
 	}
 	select {
 	case got := <-mem:
@@ -239,7 +250,10 @@ func (s *scanner) readProcess(ctx context.Context, b *bouncer, pid int) (*readin
 		r.space.maps = got.memory.maps
 		r.obstacles = append(r.obstacles, got.memory.obstacles...)
 	case <-w.stuck(ctx):
-		r.obstacle("memory", "it can't be read: a task of the process holds its lock, likely while it waits for a file system", stuckRemedy)
+		r.doubt("memory", "it can't be read: a task of the process holds its lock, likely while it waits for a file system", stuckRemedy)
+		if !r.uses() {
+			s.hide(pid)
+		}
 	}
 	if r.uses() {
 		s.readTracers(r)
@@ -248,15 +262,6 @@ func (s *scanner) readProcess(ctx context.Context, b *bouncer, pid int) (*readin
 }
 
 const stuckRemedy = "let the file system answer, or end the process"
-
-// unreadable stands for a process of which nothing could be read.
-func (s *scanner) unreadable(pid int, ctx context.Context) *reading {
-	r := &reading{process: &Process{PID: pid, Comm: "?"}}
-	if ctx.Err() == nil {
-		r.obstacle("files", "they can't be listed in time", stuckRemedy)
-	}
-	return r
-}
 
 // readTracers finds the tasks that somebody traces already.
 func (s *scanner) readTracers(r *reading) {
@@ -267,7 +272,7 @@ func (s *scanner) readTracers(r *reading) {
 	}
 	defer dir.close()
 	for _, tid := range r.process.Tasks {
-		text, err := dir.read(strconv.Itoa(tid)+"/status", buf)
+		text, err := dir.record(strconv.Itoa(tid)+"/status", buf)
 		if err != nil {
 			continue
 		}

@@ -4,9 +4,12 @@ import (
 	"cmp"
 	"fmt"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,6 +32,9 @@ func (a *assembly) add(readings []*reading) {
 		inside := a.members.Has(r.process.PID)
 		if r.servers {
 			a.Servers = append(a.Servers, r.process.PID)
+		}
+		if r.uses() {
+			r.obstacles = append(r.obstacles, r.doubts...)
 		}
 		if inside {
 			a.Obstacles = append(a.Obstacles, r.obstacles...)
@@ -144,12 +150,8 @@ func (a *assembly) addTables(readings []*reading) {
 		}
 	}
 	slices.SortFunc(a.Tables, func(x, y *FDTable) int { return compareTasks(x.Tasks[0], y.Tasks[0]) })
-	for _, key := range keys {
-		for _, class := range classes(byFile[key], func(x, y *fdRead) (int, error) {
-			return kcmp(x.ref.TID, y.ref.TID, kcmpFile, x.ref.FD, y.ref.FD)
-		}) {
-			a.addDescription(class, merged)
-		}
+	for _, class := range descriptions(keys, byFile) {
+		a.addDescription(class, merged)
 	}
 	for _, t := range a.Tables {
 		slices.SortFunc(t.FDs, func(x, y FD) int { return x.Num - y.Num })
@@ -157,6 +159,26 @@ func (a *assembly) addTables(readings []*reading) {
 	slices.SortFunc(a.Descriptions, func(x, y *Description) int {
 		return cmp.Or(compareTasks(x.Refs[0].Task, y.Refs[0].Task), x.Refs[0].FD-y.Refs[0].FD)
 	})
+}
+
+// descriptions divides the descriptors of each file by description.
+func descriptions(keys []fileKey, byFile map[fileKey][]*fdRead) [][]*fdRead {
+	found := make([][][]*fdRead, len(keys))
+	var wait sync.WaitGroup
+	var next atomic.Int64
+	for range min(runtime.GOMAXPROCS(0), len(keys)) {
+		wait.Add(1)
+		go func() {
+			defer wait.Done()
+			for i := next.Add(1) - 1; int(i) < len(keys); i = next.Add(1) - 1 {
+				found[i] = classes(byFile[keys[i]], func(x, y *fdRead) (int, error) {
+					return kcmp(x.ref.TID, y.ref.TID, kcmpFile, x.ref.FD, y.ref.FD)
+				})
+			}
+		}()
+	}
+	wait.Wait()
+	return slices.Concat(found...)
 }
 
 // fileKey is what descriptors must share to share a description.

@@ -60,6 +60,25 @@ func (d procDir) link(name string) (string, error) {
 	return string(buf[:n]), nil
 }
 
+// record returns the text of a file that is one record (single_open in the
+// kernel: stat, status, fdinfo): such a file is read whole by one read(2) that
+// leaves room (fs/seq_file.c seq_read_iter).
+func (d procDir) record(name string, buf []byte) ([]byte, error) {
+	fd, err := unix.Openat(d.fd, name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	n, err := unix.Read(fd, buf)
+	unix.Close(fd)
+	if err != nil {
+		return nil, err
+	}
+	if n == len(buf) {
+		return d.read(name, buf)
+	}
+	return buf[:n], nil
+}
+
 // numbers lists the entries that are numbers.
 func (d procDir) numbers(name string) ([]int, error) {
 	fd, err := unix.Openat(d.fd, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)

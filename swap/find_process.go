@@ -3,6 +3,7 @@ package swap
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -28,6 +29,7 @@ type reading struct {
 	sockets map[uint64]FDRef // Unix sockets, by inode
 
 	obstacles []Obstacle
+	doubts    []Obstacle // obstacles if the process uses the file system
 }
 
 type tableRead struct {
@@ -91,6 +93,12 @@ func (r *reading) obstacle(resource, reason, remedy string) {
 	r.obstacles = append(r.obstacles, r.process.obstacle(resource, reason, remedy))
 }
 
+// doubt notes what is in the way of a process that uses the file system, and
+// says nothing of one that doesn't: much of the machine may be like that.
+func (r *reading) doubt(resource, reason, remedy string) {
+	r.doubts = append(r.doubts, r.process.obstacle(resource, reason, remedy))
+}
+
 func (p *Process) String() string { return fmt.Sprintf("%d (%s)", p.PID, p.Comm) }
 
 func (p *Process) obstacle(resource, reason, remedy string) Obstacle {
@@ -123,7 +131,7 @@ func (s *scanner) readFiles(pid int) (*reading, error) {
 	}
 	defer dir.close()
 	buf := make([]byte, 4096)
-	text, err := dir.read("stat", buf)
+	text, err := dir.record("stat", buf)
 	if err != nil {
 		return nil, errGone
 	}
@@ -212,40 +220,84 @@ func (s *scanner) readTable(dir procDir, r *reading, t *tableRead, buf []byte) e
 		return vanished(err)
 	}
 	defer links.close()
-	for _, fd := range fds {
-		name := strconv.Itoa(fd)
-		text, err := infos.read(name, buf)
-		if err != nil {
-			continue // closed meanwhile
-		}
-		info, err := parseFDInfo(text)
-		if err != nil {
-			r.obstacle("fd "+name, fmt.Sprintf("the kernel's description of it is strange (%v)", err), "report this")
-			continue
-		}
-		ref := FDRef{task, fd}
-		s.readKind(r, ref, &info)
-		if !s.on(links, name, info.mount) {
-			continue
-		}
-		f := &fdRead{ref: ref, info: info, mount: s.mounts[info.mount]}
-		if f.seen, err = s.look(links, name); err != nil {
-			if vanished(err) == nil {
-				continue
+	// Each part collects for itself, so that no two touch the same reading.
+	parts := make([]reading, (len(fds)+tablePart-1)/tablePart)
+	found := make([][]*fdRead, len(parts))
+	var wait sync.WaitGroup
+	for i := range parts {
+		parts[i].process = r.process
+		read := func(buf []byte) {
+			for _, fd := range fds[i*tablePart : min((i+1)*tablePart, len(fds))] {
+				if f := s.readFD(infos, links, &parts[i], FDRef{task, fd}, buf); f != nil {
+					found[i] = append(found[i], f)
+				}
 			}
-			r.obstacle("fd "+name, fmt.Sprintf("its type can't be told (%v)", err), allowRootRemedy)
+		}
+		if i == len(parts)-1 {
+			read(buf)
 			continue
 		}
-		if int(f.attr.Mnt_id) != info.mount {
-			continue // another file by now: it changes as we look
-		}
-		if f.mount == nil {
-			r.obstacle("fd "+name+" → "+printable(f.text), "it was opened through a mount that has been detached since", detachedRemedy)
-			continue
-		}
-		t.fds = append(t.fds, f)
+		wait.Add(1)
+		go func() {
+			defer wait.Done()
+			read(make([]byte, len(buf)))
+		}()
+	}
+	wait.Wait()
+	for i := range parts {
+		t.fds = append(t.fds, found[i]...)
+		r.take(&parts[i])
 	}
 	return nil
+}
+
+// tablePart is how many descriptors are worth a goroutine.
+const tablePart = 256
+
+// take adds what was read of a part of a process's descriptors.
+func (r *reading) take(part *reading) {
+	r.obstacles = append(r.obstacles, part.obstacles...)
+	r.uring = r.uring || part.uring
+	r.servers = r.servers || part.servers
+	if r.sockets == nil {
+		r.sockets = part.sockets
+		return
+	}
+	maps.Copy(r.sockets, part.sockets)
+}
+
+// readFD reads one descriptor, and returns nil if it is not on the file
+// system, or can't be swapped: then r has an obstacle.
+func (s *scanner) readFD(infos, links procDir, r *reading, ref FDRef, buf []byte) *fdRead {
+	name := strconv.Itoa(ref.FD)
+	text, err := infos.record(name, buf)
+	if err != nil {
+		return nil // closed meanwhile
+	}
+	info, err := parseFDInfo(text)
+	if err != nil {
+		r.obstacle("fd "+name, fmt.Sprintf("the kernel's description of it is strange (%v)", err), "report this")
+		return nil
+	}
+	s.readKind(r, ref, &info)
+	if !s.on(links, name, info.mount) {
+		return nil
+	}
+	f := &fdRead{ref: ref, info: info, mount: s.mounts[info.mount]}
+	if f.seen, err = s.look(links, name); err != nil {
+		if vanished(err) != nil {
+			r.obstacle("fd "+name, fmt.Sprintf("its type can't be told (%v)", err), allowRootRemedy)
+		}
+		return nil
+	}
+	if int(f.attr.Mnt_id) != info.mount {
+		return nil // another file by now: it changes as we look
+	}
+	if f.mount == nil {
+		r.obstacle("fd "+name+" → "+printable(f.text), "it was opened through a mount that has been detached since", detachedRemedy)
+		return nil
+	}
+	return f
 }
 
 const (
@@ -322,7 +374,10 @@ func (s *scanner) readPlace(dir procDir, r *reading, link string) (*placeRead, e
 // readKind looks for what a descriptor of any file system has to do with ours.
 func (s *scanner) readKind(r *reading, ref FDRef, info *fdInfo) {
 	name := "fd " + strconv.Itoa(ref.FD)
-	kinds := map[string]int{}
+	kinds := map[string]int(nil)
+	if len(info.watches) > 0 {
+		kinds = map[string]int{}
+	}
 	for _, w := range info.watches {
 		switch {
 		case w.hasDev && w.sdev == kernelDev(s.dev), w.mount != 0 && s.mounts[w.mount] != nil:
@@ -351,7 +406,7 @@ func (s *scanner) readKind(r *reading, ref FDRef, info *fdInfo) {
 		r.sockets[info.ino] = ref
 	}
 	if info.scmFDs > 0 {
-		r.obstacle(name+" (Unix socket)", fmt.Sprintf("%d descriptors are in flight in it, and can't be looked at", info.scmFDs), "let the process receive them, then try again")
+		r.doubt(name+" (Unix socket)", fmt.Sprintf("%d descriptors are in flight in it, and can't be looked at", info.scmFDs), "let the process receive them, then try again")
 	}
 	if info.fuse != 0 && unix.Mkdev(0, uint32(info.fuse)) == s.dev {
 		r.servers = true

@@ -44,7 +44,7 @@ func classes[T any](items []T, order func(a, b T) (int, error)) [][]T {
 	if len(items) == 0 {
 		return nil
 	}
-	slices.SortStableFunc(items, func(a, b T) int {
+	slices.SortFunc(items, func(a, b T) int {
 		o, err := order(a, b)
 		if err != nil {
 			return -1

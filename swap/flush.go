@@ -1,124 +1,99 @@
 package swap
 
 import (
+	"context"
 	"errors"
 	"fmt"
-	"strconv"
-	"strings"
+	"runtime"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
-// flusher writes back what processes changed in the old file system's page
-// cache: shared mappings write there, and so does write(2) where the daemon
-// negotiated a writeback cache. It holds one description per inode that
-// someone may have written to, taken while everything still runs, because
-// taking one by path would be a request, and closing one is (FUSE_FLUSH).
+// flusher writes back what processes wrote through the old mount and its
+// daemon does not have yet, or has but keeps to itself: pages of shared
+// mappings, and of a writeback cache; and what a daemon such as sshfs has
+// acknowledged and not sent on. It closes a copy of every description that may
+// be written to: fs/fuse/file.c fuse_flush writes the inode's pages, waits for
+// them, and sends FUSE_FLUSH for that very file handle.
 type flusher struct {
-	fds map[uint64]int // by inode number
-	// closeToWait: before Linux 6.16 the writeback of a FUSE page ends when
-	// it is copied, not when the daemon has it; only fuse_flush waits
-	// (fs/fuse/file.c fuse_sync_writes), which is what close(2) calls.
-	closeToWait bool
+	done map[FDRef]uint64 // what has been flushed since everybody is stopped, and its inode
 }
 
-func newFlusher() (*flusher, error) {
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		return nil, fmt.Errorf("asking for the kernel's version: %w", err)
-	}
-	release := unix.ByteSliceToString(u.Release[:])
-	return &flusher{fds: map[uint64]int{}, closeToWait: !atLeast(release, 6, 16)}, nil
-}
-
-// atLeast tells whether a kernel release such as "6.18.2-amd64" is major.minor
-// or later. What can't be read counts as older.
-func atLeast(release string, major, minor int) bool {
-	parts := strings.SplitN(release, ".", 3)
-	if len(parts) < 2 {
-		return false
-	}
-	digits := strings.IndexFunc(parts[1], func(r rune) bool { return r < '0' || r > '9' })
-	if digits >= 0 {
-		parts[1] = parts[1][:digits]
-	}
-	a, err1 := strconv.Atoi(parts[0])
-	b, err2 := strconv.Atoi(parts[1])
-	return err1 == nil && err2 == nil && (a > major || a == major && b >= minor)
-}
-
-// add takes a description of every inode of u that may hold unwritten pages
-// and isn't held yet. It reports whether there was any.
-func (f *flusher) add(u *Usage) (bool, error) {
-	grown := false
+// pending are the descriptions of u that have not been flushed.
+func (f *flusher) pending(u *Usage) (list []*Description) {
+next:
 	for _, d := range u.Descriptions {
-		writer := d.Type == unix.S_IFREG && d.Flags&unix.O_PATH == 0 && d.Flags&unix.O_ACCMODE != unix.O_RDONLY
-		if !writer || f.has(d.Ino) || len(d.Refs) == 0 {
+		if !d.writes() {
 			continue
 		}
-		fd, err := takeFD(d.Refs[0])
-		if closedMeanwhile(err) {
-			continue
+		for _, ref := range d.Refs {
+			if ino, ok := f.done[ref]; ok && ino == d.Ino {
+				continue next
+			}
 		}
-		if err != nil {
-			return grown, err
+		list = append(list, d)
+	}
+	return list
+}
+
+// flush flushes the descriptions, and all mappings of u that no description
+// leads to. It returns when the daemon has everything.
+func (f *flusher) flush(ctx context.Context, u *Usage, list []*Description) error {
+	var g errgroup.Group
+	// Each waits for the daemon, not for a processor.
+	g.SetLimit(8 * runtime.GOMAXPROCS(0))
+	covered := map[uint64]bool{}
+	for _, d := range u.Descriptions {
+		if d.writes() {
+			covered[d.Ino] = true
 		}
-		f.fds[d.Ino] = fd
-		grown = true
+	}
+	for _, d := range list {
+		for _, ref := range d.Refs {
+			f.done[ref] = d.Ino
+		}
+		g.Go(func() error {
+			fd, err := takeFD(d.Refs[0])
+			return flushed(fd, err, d.Path)
+		})
 	}
 	for _, s := range u.Spaces {
 		for _, m := range s.Mappings {
-			if !m.Shared || !m.MayWrite || f.has(m.Ino) {
+			if !m.writes() || covered[m.Ino] {
 				continue
 			}
-			// The file was closed after mmap: only the mapping leads to it.
-			name := fmt.Sprintf("/proc/%d/map_files/%x-%x", s.Tasks[0].PID, m.Start, m.End)
-			fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-			if closedMeanwhile(err) {
-				continue
-			}
-			if err != nil {
-				return grown, fmt.Errorf("opening the mapped file %s to flush it: %w", m.Path, err)
-			}
-			f.fds[m.Ino] = fd
-			grown = true
+			covered[m.Ino] = true
+			g.Go(func() error {
+				// The file was closed after mmap: only the mapping leads to it.
+				name := fmt.Sprintf("/proc/%d/map_files/%x-%x", s.Tasks[0].PID, m.Start, m.End)
+				fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+				return flushed(fd, err, m.Path)
+			})
 		}
 	}
-	return grown, nil
-}
-
-// closedMeanwhile tells that a process that still runs closed or unmapped a file, or
-// exited, since it was found with it. Who looks again sees what came of it.
-func closedMeanwhile(err error) bool {
-	return errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EBADF) || errors.Is(err, unix.ENOENT)
-}
-
-func (f *flusher) has(ino uint64) bool { _, ok := f.fds[ino]; return ok }
-
-// flush writes everything back and waits until the daemon has it.
-func (f *flusher) flush() error {
-	for ino, fd := range f.fds {
-		err := unix.SyncFileRange(fd, 0, 0,
-			unix.SYNC_FILE_RANGE_WAIT_BEFORE|unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER)
-		if err != nil {
-			return fmt.Errorf("flushing inode %d of the old mount: %w", ino, err)
-		}
+	all := make(chan error, 1)
+	go func() { all <- g.Wait() }()
+	select {
+	case err := <-all:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("flushing the old mount: its daemon does not answer: %w", ctx.Err())
 	}
-	if f.closeToWait {
-		return f.close()
+}
+
+// flushed flushes by closing fd, unless err says that it could not be had.
+func flushed(fd int, err error, path string) error {
+	switch {
+	case errors.Is(err, unix.ESRCH), errors.Is(err, unix.EBADF), errors.Is(err, unix.ENOENT):
+		// Closed, unmapped or ended since it was found. Who looks again sees
+		// what came of it.
+		return nil
+	case err != nil:
+		return fmt.Errorf("flushing %s of the old mount: %w", path, err)
+	}
+	if err := unix.Close(fd); err != nil {
+		return fmt.Errorf("flushing %s of the old mount: its daemon says: %w", path, err)
 	}
 	return nil
-}
-
-// close gives the descriptions back. An error is the daemon's answer to
-// FUSE_FLUSH: what it could not write.
-func (f *flusher) close() error {
-	var errs []error
-	for ino, fd := range f.fds {
-		if err := unix.Close(fd); err != nil {
-			errs = append(errs, fmt.Errorf("closing inode %d of the old mount: %w", ino, err))
-		}
-	}
-	clear(f.fds)
-	return errors.Join(errs...)
 }

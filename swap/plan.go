@@ -17,11 +17,11 @@ type Endpoint struct {
 }
 
 // NewEndpoint finds the mount at a mount point, without asking its file
-// system. That there is none is an error of status [exit.Misused].
+// system.
 func NewEndpoint(path string) (Endpoint, error) {
 	m, err := mounts.Lookup(path)
 	if err != nil {
-		return Endpoint{}, exit.Usage("%w", err)
+		return Endpoint{}, err
 	}
 	return Endpoint{path, m}, nil
 }
@@ -55,7 +55,7 @@ func AskOld() Option { return func(p *Plan) { p.AskOld = true } }
 func NewPlan(ctx context.Context, from, to Endpoint, scope Scope, options ...Option) (*Plan, error) {
 	switch {
 	case !from.Mount.FUSE():
-		return nil, exit.Usage("--from %s: it is %s, not FUSE", from.Path, from.Mount.FSType)
+		return nil, fmt.Errorf("--from %s: it is %s, not FUSE", from.Path, from.Mount.FSType)
 	case from.Mount.Dev == to.Mount.Dev:
 		return nil, exit.Usage("--from %s and --to %s are the same file system", from.Path, to.Path)
 	}
@@ -90,6 +90,7 @@ func (p *Plan) Refresh(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	p.opener.final = true
 	if err := p.fill(ctx, usage); err != nil {
 		return err
 	}
@@ -128,17 +129,31 @@ func (p *Plan) Err() error {
 	return exit.Refuse(&RefusedError{p.Obstacles})
 }
 
+// doubts is [Plan.Err] without what the old file system has not been asked yet.
+func (p *Plan) doubts() error {
+	var certain []Obstacle
+	for _, o := range p.Obstacles {
+		if !o.unasked {
+			certain = append(certain, o)
+		}
+	}
+	if len(certain) == 0 {
+		return nil
+	}
+	return exit.Refuse(&RefusedError{p.Obstacles})
+}
+
 // RefusedError says that a swap can't be done, and why.
 type RefusedError struct{ Obstacles []Obstacle }
 
-// Error is a line that sums up, and a line for each obstacle.
+// Error is one line for one obstacle; for several a line that sums up, and one
+// for each.
 func (e *RefusedError) Error() string {
-	var b strings.Builder
-	things := "things are"
 	if len(e.Obstacles) == 1 {
-		things = "thing is"
+		return "refused, and nothing was changed: " + e.Obstacles[0].String()
 	}
-	fmt.Fprintf(&b, "refused: %d %s in the way, and nothing was changed", len(e.Obstacles), things)
+	var b strings.Builder
+	fmt.Fprintf(&b, "refused: %d things are in the way, and nothing was changed", len(e.Obstacles))
 	for _, o := range e.Obstacles {
 		b.WriteString("\n  ")
 		b.WriteString(o.String())

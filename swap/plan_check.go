@@ -2,6 +2,7 @@ package swap
 
 import (
 	"fmt"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -12,7 +13,9 @@ func (o *opener) check(j *opening) {
 	if j.got == nil {
 		return
 	}
-	if j.compares && j.got.size != int64(j.attr.Size) {
+	// What is being written to may differ at any moment until all is stopped.
+	settled := o.final || !o.written[j.want.ino]
+	if j.compares && settled && j.got.size != int64(j.attr.Size) {
 		o.compareSize(j)
 	}
 	if j.readsDir && (!j.got.posSet || j.got.pos != j.pos) {
@@ -24,8 +27,7 @@ func (o *opener) check(j *opening) {
 // the kernel believes, since it asks nobody; only where that differs, and the
 // old file system answers, it is asked.
 func (o *opener) compareSize(j *opening) {
-	var st unix.Statx_t
-	err := unix.Statx(int(j.got.file.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_STATX_FORCE_SYNC, unix.STATX_BASIC_STATS, &st)
+	st, err := statNew(j.got.file)
 	if err != nil {
 		j.refuse(fmt.Sprintf("its size on --to can't be told: %v", err), "make it readable")
 		return
@@ -34,6 +36,19 @@ func (o *opener) compareSize(j *opening) {
 	if st.Size != size && o.plan.AskOld {
 		if asked, err := o.askSize(j); err == nil {
 			size = asked
+		}
+	}
+	if st.Size != size {
+		// A daemon may keep attributes itself and for long (sshfs does, 20 s):
+		// opening the file makes it look again.
+		if f, err := o.openAt(j, j.want.path); err == nil {
+			if again, err := statNew(f); err == nil {
+				st = again
+				j.got.file.Close()
+				j.got.file = f
+			} else {
+				f.Close()
+			}
 		}
 	}
 	if st.Size != size {
@@ -47,6 +62,12 @@ func (o *opener) compareSize(j *opening) {
 		return
 	}
 	j.got.size = int64(j.attr.Size)
+}
+
+// statNew asks the new file system.
+func statNew(f *os.File) (st unix.Statx_t, err error) {
+	err = unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_STATX_FORCE_SYNC, unix.STATX_BASIC_STATS, &st)
+	return st, err
 }
 
 // askSize asks the old file system.

@@ -28,6 +28,7 @@ func (o *opener) placeInDirectory(j *opening) {
 	}
 	if err != nil {
 		j.refuse(fmt.Sprintf("it is being read, and its position can't be told on --to: %v", err), "let it finish the directory")
+		j.obstacles[len(j.obstacles)-1].unasked = !o.plan.AskOld
 		return
 	}
 	j.got.pos, j.got.newPos, j.got.posSet = j.pos, pos, true

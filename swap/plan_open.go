@@ -23,6 +23,8 @@ type opener struct {
 	clones    map[int]*os.File
 	files     map[fileWant][]*replacement
 	obstacles []Obstacle
+	written   map[uint64]bool // inodes that somebody may write to
+	final     bool            // everybody is stopped
 }
 
 // fileWant is what a replacement must fit.
@@ -85,6 +87,19 @@ type opening struct {
 // fill gives every object of usage its replacement.
 func (o *opener) fill(ctx context.Context, usage *Usage) error {
 	o.obstacles = nil
+	o.written = map[uint64]bool{}
+	for _, d := range usage.Descriptions {
+		if d.writes() {
+			o.written[d.Ino] = true
+		}
+	}
+	for _, s := range usage.Spaces {
+		for _, m := range s.Mappings {
+			if m.writes() {
+				o.written[m.Ino] = true
+			}
+		}
+	}
 	blocked := map[int]bool{} // mounts without a clone: said once, not per file
 	for _, m := range usage.Mounts {
 		if err := o.clone(m); err != nil {
@@ -159,6 +174,11 @@ func (o *opener) clone(m *Mount) error {
 	if !ok {
 		return errElsewhere
 	}
+	if !o.plan.Scope.Everyone() {
+		// The mount point stays as it is, and a clone would be a mount that
+		// nobody finds: those who are swapped get their files through --to.
+		return o.part(m, strings.TrimPrefix(rest, "/"))
+	}
 	c, err := mounts.Clone(o.to, strings.TrimPrefix(rest, "/"))
 	if err != nil {
 		return err
@@ -169,6 +189,21 @@ func (o *opener) clone(m *Mount) error {
 	}
 	m.Replacement = c
 	o.clones[m.ID] = c
+	return nil
+}
+
+// part gives m the place in the new mount itself that it shows.
+func (o *opener) part(m *Mount, rest string) error {
+	at := rest
+	if at == "" {
+		at = "."
+	}
+	part, err := mounts.OpenBeneath(o.to, at, unix.O_PATH|unix.O_NOFOLLOW)
+	if err != nil {
+		return err
+	}
+	m.Replacement = part
+	o.clones[m.ID] = part
 	return nil
 }
 

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -126,23 +128,53 @@ func (j *job) holdDirectories() error {
 
 // roomFor tells for how many further descriptors task's table has numbers.
 func roomFor(task Task) (int, error) {
-	var limit unix.Rlimit
-	if err := unix.Prlimit(task.PID, unix.RLIMIT_NOFILE, nil, &limit); err != nil {
-		return 0, fmt.Errorf("asking for the descriptor limit of process %d: %w", task.PID, err)
+	limit, err := openFilesLimit(task.PID)
+	if err != nil {
+		return 0, err
 	}
-	dir := fmt.Sprintf("/proc/%d/task/%d/fd", task.PID, task.TID)
-	names, err := os.ReadDir(dir)
+	names, err := os.ReadDir(fmt.Sprintf("/proc/%d/task/%d/fd", task.PID, task.TID))
 	if err != nil {
 		return 0, fmt.Errorf("counting the descriptors of process %d: %w", task.PID, err)
 	}
 	// The pair, the verdict, and the four directories.
 	const own = 7
-	free := int(min(limit.Cur, 1<<20)) - len(names) - own
+	free := limit - len(names) - own
 	if free < 1 {
 		return 0, fmt.Errorf("process %d: %d of %d descriptors are open, and %d free ones are needed",
-			task.PID, len(names), limit.Cur, own+1)
+			task.PID, len(names), limit, own+1)
 	}
 	return free, nil
+}
+
+// openFilesLimit reads RLIMIT_NOFILE from /proc/PID/limits: prlimit(2) wants
+// CAP_SYS_RESOURCE for another user's process.
+func openFilesLimit(pid int) (int, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))
+	if err != nil {
+		return 0, fmt.Errorf("asking for the descriptor limit of process %d: %w", pid, err)
+	}
+	limit, err := parseOpenFilesLimit(string(text))
+	if err != nil {
+		return 0, fmt.Errorf("the descriptor limit of process %d: %w", pid, err)
+	}
+	return limit, nil
+}
+
+// parseOpenFilesLimit finds the soft limit in the text of /proc/PID/limits
+// (fs/proc/base.c proc_pid_limits). fs.nr_open bounds it, so it is a number.
+func parseOpenFilesLimit(text string) (int, error) {
+	for line := range strings.Lines(text) {
+		rest, found := strings.CutPrefix(line, "Max open files")
+		if !found {
+			continue
+		}
+		fields := strings.Fields(rest)
+		if len(fields) == 0 {
+			break
+		}
+		return strconv.Atoi(fields[0])
+	}
+	return 0, errors.New("no line of open files")
 }
 
 // supply takes our end of the channel and sends all that the batch will

@@ -16,10 +16,12 @@ type Options struct {
 	Timeout time.Duration
 	// Move takes the new mount off the place where it was mounted before.
 	Move bool
-	// BeforeStop is called once nothing is in the way and before anyone is
-	// stopped: a shut stub must let its requests go on there, onto the new
-	// mount, since who waits in one can't be stopped. May be nil.
-	BeforeStop func(context.Context) error
+	// OpenGate is called once nothing is known to be in the way, and before
+	// anyone is stopped: a shut stub must let its requests go on there, onto
+	// the new mount, since who waits in one can't be stopped. It returns how
+	// to shut the gate again, should something turn out to be in the way once
+	// the old file system answers. Nil if there is no gate.
+	OpenGate func(context.Context) (shut func() error, err error)
 	// Phase is told each step's name as it begins. May be nil.
 	Phase func(name string)
 }
@@ -41,7 +43,7 @@ type Result struct {
 // in the way; any other error means that it failed, and that everything is as
 // it was, save where the error says so. The plan can't be run twice.
 func (p *Plan) Run(ctx context.Context, o Options) (*Result, error) {
-	if err := p.Err(); err != nil {
+	if err := p.doubts(); err != nil {
 		return nil, err
 	}
 	if o.Timeout == 0 {
@@ -66,7 +68,6 @@ type run struct {
 	began   time.Time
 	result  Result
 
-	flusher *flusher
 	stopped *stopped
 	verdict *verdict
 	first   []*worker // one per process
@@ -85,11 +86,6 @@ func (r *run) close() {
 	if r.verdict != nil {
 		r.verdict.close()
 	}
-	if r.flusher != nil {
-		// What the daemon says to it can't be acted on any more: all that
-		// was written has been flushed.
-		_ = r.flusher.close()
-	}
 }
 
 func (r *run) phase(name string) {
@@ -102,11 +98,8 @@ func (r *run) do(ctx context.Context) (err error) {
 	if r.verdict, err = newVerdict(); err != nil {
 		return err
 	}
-	if f := r.options.BeforeStop; f != nil {
-		r.phase("open the gate")
-		if err := f(ctx); err != nil {
-			return err
-		}
+	if err := r.openGate(ctx); err != nil {
+		return err
 	}
 	r.phase("stop")
 	if err := r.stop(ctx); err != nil {
@@ -126,6 +119,26 @@ func (r *run) do(ctx context.Context) (err error) {
 	}
 	r.phase("commit")
 	return r.goForward()
+}
+
+// openGate makes a stub answer, and then asks it what only it can tell.
+func (r *run) openGate(ctx context.Context) error {
+	if r.options.OpenGate == nil {
+		return r.plan.Err()
+	}
+	r.phase("open the gate")
+	shut, err := r.options.OpenGate(ctx)
+	if err != nil {
+		return err
+	}
+	r.plan.AskOld = true
+	if r.plan.Err() == nil {
+		return nil
+	}
+	if err := r.plan.Refresh(ctx); err != nil {
+		return errors.Join(err, shut())
+	}
+	return nil
 }
 
 // goBack lets every batch undo what it did, and the mount points with them.

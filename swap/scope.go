@@ -70,7 +70,7 @@ func (s Scope) resolve(strict bool) (Members, error) {
 	for _, path := range s.Cgroups {
 		in, err := cgroupMatcher(path)
 		if err != nil {
-			return nil, exit.Refuse(err)
+			return nil, err
 		}
 		found := false
 		for pid := range stats {
@@ -101,7 +101,7 @@ func allStats() (map[int]procStat, error) {
 	stats := make(map[int]procStat, len(pids))
 	buf := make([]byte, 4096)
 	for _, pid := range pids {
-		text, err := proc.read(strconv.Itoa(pid)+"/stat", buf)
+		text, err := proc.record(strconv.Itoa(pid)+"/stat", buf)
 		if err != nil {
 			continue // gone
 		}

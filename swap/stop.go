@@ -70,18 +70,13 @@ func (s *stopped) seize(ctx context.Context, users []*Process) (bool, error) {
 
 // stop stops everyone who uses the old mount, flushes it, and brings the plan
 // up to date, until neither a new user nor a new file to flush shows up.
-func (r *run) stop(ctx context.Context) (err error) {
-	if r.flusher, err = newFlusher(); err != nil {
-		return err
-	}
+func (r *run) stop(ctx context.Context) error {
 	// Once while everyone runs, so that little is left to do later.
-	if _, err := r.flusher.add(r.plan.Usage); err != nil {
-		return err
-	}
-	if err := within(ctx, r.flusher.flush); err != nil {
+	if err := flushAll(ctx, r.plan.Usage); err != nil {
 		return err
 	}
 	r.stopped = &stopped{tracer: ptrace.New(), processes: map[int]*ptrace.Process{}}
+	f := &flusher{done: map[FDRef]uint64{}}
 	for {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("stopping: new users of the mount keep appearing: %w", err)
@@ -90,14 +85,11 @@ func (r *run) stop(ctx context.Context) (err error) {
 		if err != nil {
 			return err
 		}
-		grown, err := r.flusher.add(r.plan.Usage)
-		if err != nil {
-			return err
-		}
-		if !more && !grown {
+		pending := f.pending(r.plan.Usage)
+		if !more && len(pending) == 0 {
 			return nil
 		}
-		if err := within(ctx, r.flusher.flush); err != nil {
+		if err := f.flush(ctx, r.plan.Usage, pending); err != nil {
 			return err
 		}
 		if err := r.plan.Refresh(ctx); err != nil {
@@ -111,15 +103,8 @@ func (r *run) stop(ctx context.Context) (err error) {
 	}
 }
 
-// within runs fn, which may hang in a file system, and stops waiting for it
-// when ctx ends.
-func within(ctx context.Context, fn func() error) error {
-	done := make(chan error, 1)
-	go func() { done <- fn() }()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return fmt.Errorf("flushing the old mount: its daemon does not answer: %w", ctx.Err())
-	}
+// flushAll flushes everything of u.
+func flushAll(ctx context.Context, u *Usage) error {
+	f := &flusher{done: map[FDRef]uint64{}}
+	return f.flush(ctx, u, f.pending(u))
 }

@@ -77,6 +77,11 @@ type Description struct {
 	attr attributes
 }
 
+// writes says whether the file can be written to through d.
+func (d *Description) writes() bool {
+	return d.Type == unix.S_IFREG && d.Flags&unix.O_PATH == 0 && d.Flags&unix.O_ACCMODE != unix.O_RDONLY
+}
+
 // FDTable is one files_struct.
 type FDTable struct {
 	Tasks []Task // who shares it
@@ -129,6 +134,9 @@ type Mapping struct {
 	attr attributes
 }
 
+// writes says whether the file can be written to through m.
+func (m *Mapping) writes() bool { return m.Shared && m.MayWrite }
+
 // attributes is what the kernel believes of a file of the old file system,
 // without having asked.
 type attributes struct {
@@ -144,6 +152,8 @@ type Obstacle struct {
 	Resource string `json:"resource"` // "fd 7 → /mnt/data/x"
 	Reason   string `json:"reason"`   // why it can't be swapped
 	Remedy   string `json:"remedy"`   // what the user can do
+
+	unasked bool // the old file system, if it may be asked, may say that it is none
 }
 
 func (o Obstacle) String() string {

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+
 	"encoding/json"
 	"os"
 
@@ -34,7 +36,7 @@ so after less than half a second.`,
 			return err
 		}
 		if !at.Mount.FUSE() {
-			return exit.Usage("%s: it is %s, not FUSE", at.Path, at.Mount.FSType)
+			return fmt.Errorf("%s: it is %s, not FUSE", at.Path, at.Mount.FSType)
 		}
 		usage, err := swap.Find(c.Context, at.Mount.Dev, swap.Scope{})
 		if err != nil {

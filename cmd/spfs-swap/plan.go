@@ -32,10 +32,7 @@ directories that are being read. Exit status 3 if something is in the way.`,
 		if err := printReport(plan.Report(), c.Bool("json")); err != nil {
 			return err
 		}
-		if n := len(plan.Obstacles); n > 0 {
-			return exit.Refuse(fmt.Errorf("plan: refused: %d in the way, see above", n))
-		}
-		return nil
+		return plan.Err()
 	},
 }
 
@@ -61,7 +58,7 @@ func newPlan(c *cli.Context) (*swap.Plan, error) {
 		}
 		at, err := swap.NewEndpoint(c.String(name))
 		if err != nil {
-			return nil, exit.Usage("--%s %w", name, err)
+			return nil, fmt.Errorf("--%s %w", name, err)
 		}
 		ends[i] = at
 	}
@@ -70,6 +67,9 @@ func newPlan(c *cli.Context) (*swap.Plan, error) {
 		if pid <= 0 {
 			return nil, exit.Usage("%s: %d is no process id", c.Command.Name, pid)
 		}
+	}
+	if c.IsSet("pid") && (c.IsSet("tree") || c.IsSet("cgroup")) || c.IsSet("tree") && c.IsSet("cgroup") {
+		return nil, exit.Usage("%s: --pid, --tree and --cgroup exclude each other", c.Command.Name)
 	}
 	var options []swap.Option
 	if c.Bool("ask-old") {

@@ -49,10 +49,18 @@ func runSwap(c *cli.Context) error {
 		return err
 	}
 	defer plan.Close()
+	gate, err := gateOf(plan)
+	if err != nil {
+		return err
+	}
+	if gate == nil && len(plan.Usage.Servers) > 0 && !plan.AskOld {
+		// A daemon lives, so it may be asked: as if a gate were open.
+		gate = func(context.Context) (func() error, error) { return func() error { return nil }, nil }
+	}
 	result, err := plan.Run(c.Context, swap.Options{
-		Timeout:    c.Duration("timeout"),
-		Move:       c.Bool("move"),
-		BeforeStop: func(ctx context.Context) error { return openGate(ctx, plan) },
+		Timeout:  c.Duration("timeout"),
+		Move:     c.Bool("move"),
+		OpenGate: gate,
 	})
 	if err != nil {
 		return err
@@ -66,24 +74,44 @@ func runSwap(c *cli.Context) error {
 	return nil
 }
 
-// openGate lets the requests that wait in a stub go on to the new mount. A
-// file system that is no stub of ours needs none of that.
-func openGate(ctx context.Context, plan *swap.Plan) error {
+// gateOf returns what lets the requests that wait in a stub go on to the new
+// mount. It is nil if the file system is no stub of ours.
+func gateOf(plan *swap.Plan) (func(context.Context) (func() error, error), error) {
 	client, err := control.Dial(plan.From.Mount.Dev)
 	if errors.Is(err, control.ErrNotServed) {
-		return nil
+		return nil, nil
 	}
+	if err != nil {
+		return nil, err
+	}
+	client.Close()
+	return func(ctx context.Context) (func() error, error) {
+		client, err := control.Dial(plan.From.Mount.Dev)
+		if err != nil {
+			return nil, err
+		}
+		defer client.Close()
+		dir, err := mounts.Open(plan.To.Mount)
+		if err != nil {
+			return nil, err
+		}
+		defer dir.Close()
+		if err := client.Proxy(ctx, dir); err != nil {
+			return nil, fmt.Errorf("opening the gate of %s onto %s: %w", plan.From.Path, plan.To.Path, err)
+		}
+		return func() error { return shutGate(plan) }, nil
+	}, nil
+}
+
+// shutGate makes the stub hold requests again.
+func shutGate(plan *swap.Plan) error {
+	client, err := control.Dial(plan.From.Mount.Dev)
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	dir, err := mounts.Open(plan.To.Mount)
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	if err := client.Proxy(ctx, dir); err != nil {
-		return fmt.Errorf("opening the gate of %s onto %s: %w", plan.From.Path, plan.To.Path, err)
+	if err := client.Stub(context.Background()); err != nil {
+		return fmt.Errorf("shutting the gate of %s again: %w", plan.From.Path, err)
 	}
 	return nil
 }
