@@ -71,12 +71,13 @@ func (m *mounts) swap(t *testing.T, scope ...string) (r swapReport) {
 // file system mounted or any file of it open.
 func (m *mounts) gone(t *testing.T) {
 	t.Helper()
-	old := devName(m.oldDev)
+	// The number may be another test's by now; the directory is this one's.
+	old, directory := devName(m.oldDev), parent(m.data)
 	tables, _ := filepath.Glob("/proc/[0-9]*/mountinfo")
 	for _, table := range tables {
 		b, _ := os.ReadFile(table) // a process may have ended meanwhile
 		for _, line := range strings.Split(string(b), "\n") {
-			if f := strings.Fields(line); len(f) > 4 && f[2] == old {
+			if f := strings.Fields(line); len(f) > 4 && f[2] == old && strings.Contains(line, directory) {
 				t.Errorf("still mounted: %s: %s", table, line)
 			}
 		}
