@@ -24,6 +24,8 @@ type fixture struct {
 	in  io.WriteCloser
 	out *bufio.Reader
 	pid int
+
+	said string // the line "ready"
 }
 
 var built = struct {
@@ -102,7 +104,7 @@ func run(tb testing.TB, cmd *exec.Cmd) *fixture {
 		f.cmd.Wait()
 		runtime.UnlockOSThread()
 	})
-	f.expect("ready")
+	f.said = f.expect("ready")
 	return f
 }
 

@@ -22,6 +22,10 @@ type Process struct {
 	lost   bool   // a thread that was seized is gone
 	vdso   region // where code may be put; zero until looked for
 	batch  *Batch // under way; nil if none
+
+	// remains is the leader if it has exited before the others. It is ours
+	// until it has been waited for.
+	remains *Thread
 }
 
 // Thread is one stopped thread of a [Process].
@@ -32,6 +36,7 @@ type Thread struct {
 	p       *Process
 	regs    Regs // as they must be for the thread to go on as before
 	stopped bool
+	settled bool // while it is seized: it has come to rest, and regs are read
 	gone    bool
 	seen    *stop // reported, and not looked at yet
 }
@@ -151,6 +156,11 @@ func (p *Process) detach(patience time.Duration) error {
 		}
 	}
 	p.t.strays = append(p.t.strays, late...)
+	if p.remains != nil {
+		p.remains.gone = false
+		p.t.strays = append(p.t.strays, p.remains)
+		p.remains = nil
+	}
 	if p.mem >= 0 {
 		unix.Close(p.mem)
 	}

@@ -45,6 +45,10 @@ func (t *Tracer) seizeAll(ctx context.Context, pids []int) (ps []*Process, err e
 		}
 		ps = nil
 	}()
+	if err := t.timer.start(t.tid); err != nil {
+		return nil, err
+	}
+	defer t.timer.stop()
 	buf := make([]byte, 4096)
 	for _, pid := range pids {
 		p, err := t.open(pid)
@@ -52,7 +56,7 @@ func (t *Tracer) seizeAll(ctx context.Context, pids []int) (ps []*Process, err e
 			return ps, err
 		}
 		ps = append(ps, p)
-		if _, err := p.attach(buf); err != nil {
+		if _, err := p.attach(ctx, buf); err != nil {
 			return ps, err
 		}
 	}
@@ -86,12 +90,11 @@ func (p *Process) isGone() error { return fmt.Errorf("process %d: %w", p.PID, Er
 // census is what one look at the threads of a process gave.
 type census struct {
 	added int  // seized and interrupted now
-	dead  int  // listed, but zombies
 	exact bool // every thread was listed, and none was about to vanish
 }
 
 // attach seizes and interrupts the threads that are not yet.
-func (p *Process) attach(buf []byte) (c census, err error) {
+func (p *Process) attach(ctx context.Context, buf []byte) (c census, err error) {
 	tids, err := p.listTasks(buf)
 	if err == unix.ENOENT || err == unix.ESRCH {
 		return c, p.isGone()
@@ -114,17 +117,20 @@ func (p *Process) attach(buf []byte) (c census, err error) {
 		if known[tid] {
 			continue
 		}
-		switch dead, err := p.seize(tid); {
-		case err == unix.ESRCH:
-			c.exact = false
-			continue
-		case err != nil:
-			return c, err
-		case dead:
-			c.dead++
-			continue
+		th := p.t.takeStray(tid)
+		if th == nil {
+			switch dead, err := p.seize(ctx, tid); {
+			case err == unix.ESRCH:
+				c.exact = false
+				continue
+			case err != nil:
+				return c, err
+			case dead:
+				continue
+			}
+			th = &Thread{TID: tid}
 		}
-		th := &Thread{TID: tid, p: p}
+		th.p, th.settled = p, false
 		p.Threads = append(p.Threads, th)
 		c.added++
 		if err := th.interrupt(); err != nil && !errors.Is(err, ErrGone) {
@@ -135,8 +141,15 @@ func (p *Process) attach(buf []byte) (c census, err error) {
 }
 
 // seize is PTRACE_SEIZE. A zombie is no error, a thread that is gone is ESRCH.
-func (p *Process) seize(tid int) (dead bool, err error) {
+func (p *Process) seize(ctx context.Context, tid int) (dead bool, err error) {
 	cause := requestInt(unix.PTRACE_SEIZE, tid, unix.PTRACE_O_TRACESYSGOOD)
+	for ; cause == unix.EINTR; cause = requestInt(unix.PTRACE_SEIZE, tid, unix.PTRACE_O_TRACESYSGOOD) {
+		// The process is in exec, and that may wait for us.
+		p.look()
+		if err := ctx.Err(); err != nil {
+			return false, (&Thread{TID: tid, p: p}).timeout(err)
+		}
+	}
 	if cause == nil || cause == unix.ESRCH {
 		return false, cause
 	}
@@ -152,6 +165,7 @@ func (p *Process) seize(tid int) (dead bool, err error) {
 		return false, unix.ESRCH
 	case st.TracerPID == p.t.tid && tid == p.PID && p.lost:
 		// Ours under another number: exec gave it its process's.
+		p.remains = nil
 		return false, nil
 	case st.TracerPID != 0:
 		return false, &TracedError{PID: tid, Tracer: st.TracerPID}
@@ -175,34 +189,64 @@ const mostDenied = 20
 // meanwhile, until there are no more.
 func (p *Process) stopAll(ctx context.Context, buf []byte) error {
 	var pace backoff
-	for settled := 0; ; {
-		for _, th := range p.Threads[settled:] {
-			err := th.settle(ctx)
-			if err == nil {
-				err = th.stoppedAgain()
-			}
-			if err != nil && !errors.Is(err, ErrGone) {
+	for {
+		for _, th := range p.Threads {
+			if err := th.comeToRest(ctx); err != nil && !errors.Is(err, ErrGone) {
 				return err
 			}
 		}
 		p.prune()
-		settled = len(p.Threads)
-		c, err := p.attach(buf)
+		c, err := p.attach(ctx, buf)
 		switch {
 		case err != nil:
 			return err
 		case c.added > 0:
-		case c.exact && settled == 0:
-			return p.isGone()
-		case c.exact:
-			return p.openMemory()
-		default:
+		case !c.exact || !p.atRest():
 			if err := ctx.Err(); err != nil {
 				return &TimeoutError{PID: p.PID, TID: p.PID, State: '?', cause: err}
 			}
 			pace.wait()
+		case len(p.Threads) == 0:
+			return p.isGone()
+		default:
+			return p.openMemory()
 		}
 	}
+}
+
+// comeToRest waits for the stop of a thread that was interrupted. If it was
+// killed in the stop, its end is still to be waited for.
+func (th *Thread) comeToRest(ctx context.Context) error {
+	if th.settled {
+		return nil
+	}
+	if err := th.settle(ctx); err != nil {
+		return err
+	}
+	if err := th.stoppedAgain(); err != nil {
+		return err
+	}
+	th.settled = true
+	return nil
+}
+
+// atRest says whether every thread is still where it came to rest. A thread
+// that execs kills the others in their stops, and takes the leader's number,
+// without having been seized itself perhaps (fs/exec.c, de_thread). Those that
+// are not at rest are interrupted.
+func (p *Process) atRest() bool {
+	all := true
+	for _, th := range p.Threads {
+		if th.settled && th.rests() {
+			continue
+		}
+		all, th.settled = false, false
+		if th.seen == nil {
+			// Fails if it is dead, which is seen next.
+			_ = th.interrupt()
+		}
+	}
+	return all
 }
 
 // openMemory opens the memory that the process has now that it has stopped.

@@ -128,7 +128,7 @@ func TestCloseLetsGo(t *testing.T) {
 // Threads that come and go, and exec, while the process is seized again and
 // again: when Seize returns, every thread there is has stopped.
 func TestSeizeChurn(t *testing.T) {
-	for _, mode := range []string{"threads"} {
+	for _, mode := range []string{"threads", "exec"} {
 		t.Run(mode, func(t *testing.T) {
 			var args []string
 			if mode == "exec" {

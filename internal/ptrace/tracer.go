@@ -18,6 +18,8 @@ type Tracer struct {
 	// strays are threads that could not be let go yet: they were asked to
 	// stop and have not, in uninterruptible sleep, or they are dying.
 	strays []*Thread
+
+	timer timer
 }
 
 // New starts a tracer's thread.
@@ -37,6 +39,7 @@ func (t *Tracer) run(ready chan<- struct{}) {
 	t.tid = unix.Gettid()
 	close(ready)
 	defer close(t.done)
+	defer t.timer.close()
 	for {
 		var again <-chan time.Time
 		if len(t.strays) > 0 {
@@ -78,6 +81,18 @@ func release(ths []*Thread) (left []*Thread) {
 		}
 	}
 	return left
+}
+
+// takeStray returns the thread of that number among the strays, which then is
+// the caller's; nil if there is none.
+func (t *Tracer) takeStray(tid int) *Thread {
+	for i, th := range t.strays {
+		if th.TID == tid {
+			t.strays = append(t.strays[:i], t.strays[i+1:]...)
+			return th
+		}
+	}
+	return nil
 }
 
 // Close ends the tracer's thread. Processes that were not released go on

@@ -93,6 +93,11 @@ func (b *backoff) wait() {
 
 // await waits for the thread's next stop, or the end of ctx.
 func (th *Thread) await(ctx context.Context) (stop, error) {
+	return th.awaitAnd(ctx, func() {})
+}
+
+// awaitAnd is await, and calls again now and then if that takes long.
+func (th *Thread) awaitAnd(ctx context.Context, again func()) (stop, error) {
 	var b backoff
 	for {
 		if s, ok := th.poll(); ok {
@@ -102,18 +107,57 @@ func (th *Thread) await(ctx context.Context) (stop, error) {
 			if err := ctx.Err(); err != nil {
 				return stop{}, th.timeout(err)
 			}
-			// A thread in exec waits for the others to die, and they are not
-			// dead before their tracer has seen it (fs/exec.c, de_thread).
-			for _, other := range th.p.Threads {
-				if s, ok := other.poll(); ok && other != th {
-					other.seen = &s
-				} else if ok {
-					return s, nil
+			th.p.look()
+			if b.rounds > yields && th.seen == nil {
+				if th.isRemains() {
+					th.gone, th.stopped = true, false
+					th.p.remains = th
+					return stop{kind: stopGone}, nil
 				}
+				again()
 			}
 		}
 		b.wait()
 	}
+}
+
+// look takes note of what has become of the process's threads while something
+// else is waited for. One of them that is in exec waits for the others to die,
+// and they are not dead before their tracer has seen it (fs/exec.c, de_thread).
+func (p *Process) look() {
+	for _, th := range p.Threads {
+		if th.gone {
+			continue
+		}
+		// Asked for even if a stop of it has been seen: it may have been
+		// killed since.
+		if s, ok := poll(th.TID); ok {
+			th.seen = &s
+		}
+	}
+	p.t.strays = release(p.t.strays)
+}
+
+// isRemains says whether the thread is a leader that has exited before the
+// others: wait4 does not report it before they have too (kernel/exit.c,
+// delay_group_leader).
+func (th *Thread) isRemains() bool {
+	if th.TID != th.p.PID {
+		return false
+	}
+	st, err := readStatus(th.TID)
+	return err == nil && st.State == 'Z'
+}
+
+// rests says whether the thread is in a stop that has been looked at. After an
+// exec, the one with the leader's number is another than before.
+func (th *Thread) rests() bool {
+	if s, ok := poll(th.TID); ok {
+		th.seen = &s
+		return false
+	}
+	var r Regs
+	return request(unix.PTRACE_GETREGS, th.TID, 0, unsafe.Pointer(&r)) == nil
 }
 
 // poll is poll of the thread. What was seen of it before comes first.
@@ -180,7 +224,13 @@ func (th *Thread) isGone() error {
 // run an instruction yet.
 func (th *Thread) settle(ctx context.Context) error {
 	for {
-		s, err := th.await(ctx)
+		s, err := th.awaitAnd(ctx, func() {
+			// The leader's number may have gone, by exec, to a thread that
+			// could not be interrupted under its old one.
+			if th.TID == th.p.PID {
+				_ = th.interrupt()
+			}
+		})
 		if err != nil {
 			return err
 		}
