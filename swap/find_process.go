@@ -257,6 +257,7 @@ const tablePart = 256
 // take adds what was read of a part of a process's descriptors.
 func (r *reading) take(part *reading) {
 	r.obstacles = append(r.obstacles, part.obstacles...)
+	r.doubts = append(r.doubts, part.doubts...)
 	r.uring = r.uring || part.uring
 	r.servers = r.servers || part.servers
 	if r.sockets == nil {
