@@ -70,11 +70,16 @@ func outside() (status int, err error) {
 			return 0, err
 		}
 	}
-	tmp, err := os.MkdirTemp("", "spfs-test-")
+	// A short name: the paths of sockets have 107 bytes. For everyone, as any
+	// temporary directory: some tests change their user.
+	tmp, err := os.MkdirTemp("", "t")
 	if err != nil {
 		return 0, err
 	}
 	defer os.RemoveAll(tmp)
+	if err := os.Chmod(tmp, 0o1777); err != nil {
+		return 0, err
+	}
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return 0, fmt.Errorf("become the reaper of orphans: %w", err)
 	}

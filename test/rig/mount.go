@@ -56,7 +56,7 @@ func Write(t T, path, content string) {
 // root's alone.
 func Public(t T, dir string) {
 	t.Helper()
-	for d := dir; strings.HasPrefix(d, os.TempDir()); d = filepath.Dir(d) {
+	for d := dir; strings.HasPrefix(d, os.TempDir()+"/"); d = filepath.Dir(d) {
 		if err := os.Chmod(d, 0o755); err != nil {
 			t.Fatalf("%v", err)
 		}
