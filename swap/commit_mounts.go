@@ -49,16 +49,24 @@ func (r *run) restoreMounts() error {
 	var errs []error
 	for i := len(r.changed) - 1; i >= 0; i-- {
 		c := r.changed[i]
-		table, err := c.mount.Namespace.Mounts()
-		if err == nil {
-			err = c.mount.Namespace.Attach(c.old, table.Top(c.mount.Point))
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("putting the old mount back: %w", err))
+		if err := c.restore(); err != nil {
+			errs = append(errs, fmt.Errorf("putting the old mount back at %s in %v: %w", c.mount.Point, c.mount.Namespace, err))
 		}
 	}
 	r.dropOldMounts()
 	return errors.Join(errs...)
+}
+
+func (c *changedMount) restore() error {
+	table, err := c.mount.Namespace.Mounts()
+	if err != nil {
+		return err
+	}
+	now := table.Top(c.mount.Point)
+	if now == nil {
+		return errors.New("the new mount is no longer there")
+	}
+	return c.mount.Namespace.Attach(c.old, now)
 }
 
 func (r *run) dropOldMounts() {

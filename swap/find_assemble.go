@@ -142,7 +142,7 @@ func (a *assembly) addTables(readings []*reading) {
 		}
 		for _, fd := range class[0].fds {
 			merged[fd] = table
-			key := fileKey{fd.mount.ID, fd.attr.Ino}
+			key := fileKey{fd.mount.ID, fd.info.ino}
 			if byFile[key] == nil {
 				keys = append(keys, key)
 			}
@@ -204,7 +204,7 @@ func (a *assembly) addDescription(fds []*fdRead, tables map[*fdRead]*FDTable) {
 	}
 	first := fds[0]
 	d := &Description{
-		Mount: first.mount, Ino: first.attr.Ino, Type: uint32(first.attr.Mode) & unix.S_IFMT,
+		Mount: first.mount, Ino: first.info.ino, Type: uint32(first.attr.Mode) & unix.S_IFMT,
 		Flags: first.info.flags &^ unix.O_CLOEXEC, Pos: first.info.pos, NewPos: first.info.pos,
 	}
 	p := a.insider(tasks)
@@ -372,7 +372,7 @@ func (a *assembly) addSpaces(readings []*reading) {
 func (a *assembly) mapping(p *Process, r mapRead) *Mapping {
 	m := &Mapping{
 		Start: r.start, End: r.end, Offset: r.offset, Prot: r.prot, Shared: r.shared,
-		MayWrite: r.shared && r.mayWrite(), Mount: r.mount, Ino: r.attr.Ino,
+		MayWrite: r.shared && r.mayWrite(), Mount: r.mount, Ino: r.ino,
 	}
 	resource := fmt.Sprintf("mapping %x-%x", r.start, r.end)
 	m.Path, m.attr = a.path(p, resource, r.mount, r.seen)

@@ -52,10 +52,6 @@ func (o *opener) placeByNames(j *opening) (int64, error) {
 		return 0, err
 	}
 	defer old.Close()
-	var st unix.Statx_t
-	if err := unix.Statx(int(old.Fd()), "", unix.AT_EMPTY_PATH|quiet, unix.STATX_INO, &st); err != nil || st.Ino != j.want.ino {
-		return 0, errors.New("the descriptor is another file by now")
-	}
 	read := map[string]bool{}
 	at := int64(0)
 	err = eachEntry(old, func(e dirEntry) bool {

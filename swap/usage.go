@@ -65,7 +65,7 @@ type FDRef struct {
 type Description struct {
 	Mount *Mount
 	Path  string // from the file system's root, starting with "/"
-	Ino   uint64
+	Ino   uint64 // i_ino, as fdinfo and maps have it: not always what stat says
 	Type  uint32 // S_IFMT of its mode
 	Flags int    // O_…, as /proc/PID/fdinfo has them, without O_CLOEXEC
 	Pos   int64  // file offset, or position in the directory
