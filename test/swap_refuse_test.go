@@ -174,8 +174,8 @@ func TestSwapBadInput(t *testing.T) {
 			{"run --from %/none --to %/new", 1, "%/none"},
 			{"run --from %/old --to %/file", 1, "%/file"},
 			{"run --from %/old --to %/new --pid nobody", 2, "nobody"},
-			{"run --from %/old --to %/new --pid " + itoa(ended.PID), 1, itoa(ended.PID)},
-			{"run --from %/old --to %/new --pid " + kthreadd, 1, kthreadd},
+			{"run --from %/old --to %/new --pid " + itoa(ended.PID), 3, itoa(ended.PID)},
+			{"run --from %/old --to %/new --pid " + kthreadd, 3, kthreadd},
 			{"run --from %/old --to %/new --timeout never", 2, "never"},
 			{"nonsense", 2, "nonsense"},
 		} {
