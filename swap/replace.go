@@ -195,7 +195,11 @@ func (w *worker) supply(ctx context.Context) error {
 	}
 	w.channel = &channel{file: os.NewFile(uintptr(fd), "channel"), pid: task.PID}
 	for _, m := range w.program.messages {
-		if err := w.channel.send(theirs, m); err != nil {
+		err := w.channel.send(theirs, m)
+		if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
+			return w.ended(ctx) // it could not use what came before
+		}
+		if err != nil {
 			return err
 		}
 	}
