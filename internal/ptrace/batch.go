@@ -64,6 +64,12 @@ func (th *Thread) Start(ctx context.Context, p *Program) (*Batch, error) {
 // is continued.
 func (th *Thread) StartDetached(ctx context.Context, p *Program) error {
 	return th.p.t.Do(func() error {
+		// They are in force again as soon as it is let go.
+		if filtered, err := th.filtered(); err != nil {
+			return err
+		} else if filtered {
+			return fmt.Errorf("thread %d of process %d: %w without a tracer", th.TID, th.p.PID, ErrSeccomp)
+		}
 		b, err := th.prepare(ctx, p, 0)
 		if err != nil {
 			return err
@@ -74,6 +80,7 @@ func (th *Thread) StartDetached(ctx context.Context, p *Program) error {
 		}
 		th.stopped, th.gone = false, true // as far as this tracer is concerned
 		th.p.prune()
+		th.p.loose = true
 		return nil
 	})
 }
@@ -112,7 +119,7 @@ func (th *Thread) prepare(ctx context.Context, p *Program, linger time.Duration)
 		return nil, errors.Join(err, b.breakOff(ctx))
 	}
 	r := in.orig
-	in.call(&r, modeRun, unix.SYS_RT_SIGPROCMASK, []uint64{unix.SIG_SETMASK, in.everybody(), 0, sigsetSize})
+	in.call(&r, modeRun, unix.SYS_RT_SIGPROCMASK, []uint64{unix.SIG_SETMASK, in.duringAddr(), 0, sigsetSize})
 	setTable(&r, base, base+p.entryOffset(0))
 	if err := th.writeRegs(&r); err != nil {
 		return nil, err
@@ -120,9 +127,9 @@ func (th *Thread) prepare(ctx context.Context, p *Program, linger time.Duration)
 	return b, nil
 }
 
-// everybody is the address of the mask of all signals.
-func (in *injection) everybody() uint64 {
-	return in.place.start + uint64(stateOffset) + uint64(unsafe.Offsetof(saved{}.everybody))
+// duringAddr is the address of the mask for the batch.
+func (in *injection) duringAddr() uint64 {
+	return in.place.start + uint64(stateOffset) + uint64(unsafe.Offsetof(saved{}.during))
 }
 
 // fill maps the scratch memory here as well, and writes the program to it.
@@ -159,6 +166,11 @@ func (b *Batch) Wait(ctx context.Context) error {
 		var late *TimeoutError
 		if errors.As(err, &late) {
 			err = b.cancel(late)
+		}
+		if err != nil && !b.over && !errors.Is(err, ErrGone) {
+			ctx, cancel := context.WithTimeout(context.Background(), abandonTime)
+			defer cancel()
+			err = errors.Join(err, b.putBack(ctx))
 		}
 		return b.finish(err)
 	})
@@ -222,10 +234,11 @@ func (b *Batch) stoppedAt(s stop) error {
 	inside := b.in.place.has(programCounter(&r))
 	switch {
 	case inside && programCounter(&r) < b.in.place.start+unmappedOffset:
-		if s.kind == stopSignal && fault(s.sig) {
-			return fmt.Errorf("thread %d of process %d: %v in the batch: %w", th.TID, th.p.PID, s.sig, ErrAbandoned)
+		sig, err := b.in.pass(s)
+		if err != nil {
+			return err
 		}
-		return th.resume(unix.PTRACE_CONT, s.deliverable())
+		return th.resume(unix.PTRACE_CONT, sig)
 	case inside || r == b.in.away:
 		// It has run nothing of its own since. With the registers that it
 		// was interrupted with, the kernel decides between a restart and
@@ -254,23 +267,13 @@ func (b *Batch) stoppedAt(s stop) error {
 	return th.stoppedAgain()
 }
 
-// fault says whether a signal is one that code brings on itself. SIGSYS is
-// what a seccomp filter may answer a call with.
-func fault(sig unix.Signal) bool {
-	switch sig {
-	case unix.SIGSEGV, unix.SIGBUS, unix.SIGILL, unix.SIGFPE, unix.SIGTRAP, unix.SIGSYS:
-		return true
-	}
-	return false
-}
-
 // cancel ends the call that the thread waits in with EINTR, and gives the
 // program a moment to end itself. Then it is broken off.
 func (b *Batch) cancel(cause error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), abandonTime)
 	defer cancel()
 	th := b.in.th
-	err := th.halt(ctx)
+	err := b.in.halt(ctx)
 	if err != nil {
 		return errors.Join(cause, err)
 	}
@@ -304,24 +307,20 @@ func (b *Batch) cancel(cause error) error {
 	return errors.Join(cause, err)
 }
 
-// halt interrupts a running thread and waits for its event stop.
-func (th *Thread) halt(ctx context.Context) error {
-	if err := th.interrupt(); err != nil {
-		return err
-	}
-	return th.settle(ctx)
-}
-
 // abandon stops the thread wherever it is in the program, and puts it back.
 func (b *Batch) abandon(ctx context.Context) error {
 	if b.over {
 		return nil
 	}
-	err := b.in.th.halt(ctx)
-	if err == nil {
-		err = b.breakOff(ctx)
+	return b.finish(errors.Join(ErrAbandoned, b.putBack(ctx)))
+}
+
+// putBack takes the thread out of the program, running or not.
+func (b *Batch) putBack(ctx context.Context) error {
+	if err := b.in.halt(ctx); err != nil {
+		return err
 	}
-	return b.finish(errors.Join(ErrAbandoned, err))
+	return b.breakOff(ctx)
 }
 
 // breakOff takes a stopped thread out of the program.

@@ -19,11 +19,11 @@ type saved struct {
 	// flags holds the arithmetic flags: bits 8-15 are the low byte of
 	// RFLAGS, the low byte is 0x7f if OF is set (adding 1 then sets it).
 	// No other flag is changed by the code or by a system call.
-	flags     uint64
-	everybody uint64        // a signal mask of all signals
-	mask      uint64        // the thread's own
-	mapped    uint64        // size of the scratch mapping
-	linger    unix.Timespec // how long to wait for a tracer between the end and the restoring of the state
+	flags  uint64
+	during uint64        // the signal mask while it runs
+	mask   uint64        // the thread's own
+	mapped uint64        // size of the scratch mapping
+	linger unix.Timespec // how long to wait for a tracer between the end and the restoring of the state
 }
 
 // entry is one line of the table that the code walks through. Addresses are
@@ -106,17 +106,17 @@ func loadCode() (code []byte, unmapped uint64) {
 }
 
 // block is code and state for one use, as they are written into a process.
-func block(resume *Regs, mask, mapped uint64, linger time.Duration) []byte {
+func block(resume *Regs, during, mask, mapped uint64, linger time.Duration) []byte {
 	s := saved{
 		r15: resume.R15, rip: resume.Rip,
 		rax: resume.Rax, rbx: resume.Rbx, rcx: resume.Rcx, rdx: resume.Rdx, rsi: resume.Rsi, rdi: resume.Rdi,
 		rbp: resume.Rbp, r8: resume.R8, r9: resume.R9, r10: resume.R10, r11: resume.R11, r12: resume.R12,
 		r13: resume.R13, r14: resume.R14,
-		flags:     arithmeticFlags(resume.Eflags),
-		everybody: allSignals,
-		mask:      mask,
-		mapped:    mapped,
-		linger:    unix.NsecToTimespec(int64(linger)),
+		flags:  arithmeticFlags(resume.Eflags),
+		during: during,
+		mask:   mask,
+		mapped: mapped,
+		linger: unix.NsecToTimespec(int64(linger)),
 	}
 	return append(append(make([]byte, 0, blockSize), blob...),
 		unsafe.Slice((*byte)(unsafe.Pointer(&s)), unsafe.Sizeof(s))...)

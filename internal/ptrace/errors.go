@@ -16,13 +16,17 @@ var (
 	ErrArch         = errors.New("it is a 32-bit task")
 	ErrNoVDSO       = errors.New("it has no vDSO")
 	ErrNoSlack      = errors.New("its vDSO has no room behind the text")
-	ErrResidue      = errors.New("its vDSO holds what a tracer that died left there")
 	ErrResidueInUse = errors.New("what a tracer that died left in the vDSO may still be executed")
+	ErrSeccomp      = errors.New("its seccomp filters can't be suspended")
+	ErrDispatch     = errors.New("its system calls are dispatched to itself (PR_SET_SYSCALL_USER_DISPATCH)")
 	ErrBusy         = errors.New("a batch is under way in it")
 	ErrClosed       = errors.New("the tracer is closed")
 	ErrAbandoned    = errors.New("the batch was broken off")
 	ErrUnbound      = errors.New("a label of the program was never bound")
 )
+
+// errResidue is cleaned up, or becomes an ErrResidueInUse.
+var errResidue = errors.New("its vDSO holds what a tracer that died left there")
 
 // TracedError says that another tracer holds a process.
 type TracedError struct {

@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -155,6 +156,15 @@ func (f *fixture) ends() {
 	f.tb.Helper()
 	if err := f.cmd.Wait(); err != nil {
 		f.tb.Fatalf("%s: %v", f.cmd.Path, err)
+	}
+}
+
+// killedBy waits for the fixture's end by a signal.
+func (f *fixture) killedBy(sig unix.Signal) {
+	f.tb.Helper()
+	f.cmd.Wait()
+	if ws, ok := f.cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || !ws.Signaled() || ws.Signal() != sig {
+		f.tb.Errorf("%s: %v, want %v", f.cmd.Path, f.cmd.ProcessState, sig)
 	}
 }
 

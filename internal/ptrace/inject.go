@@ -17,11 +17,14 @@ import (
 // before the registers point to it, signals are blocked after that, and
 // unblocked before the registers are put back.
 type injection struct {
-	th    *Thread
-	orig  Regs   // for a thread that is stopped, kernel still to decide on a restart
-	away  Regs   // for a thread that gets there by a jump
-	mask  uint64 // its signal mask: during ppoll and the like, the one from before the call
-	place region
+	th     *Thread
+	orig   Regs   // for a thread that is stopped, kernel still to decide on a restart
+	away   Regs   // for a thread that gets there by a jump
+	mask   uint64 // its signal mask: during ppoll and the like, the one from before the call
+	during uint64 // its mask while the code runs
+	place  region
+
+	suspended bool // its filters are
 }
 
 // enter puts the code and the state of th into its process.
@@ -33,8 +36,23 @@ func (th *Thread) enter(mapped uint64, linger time.Duration) (*injection, error)
 		return nil, fmt.Errorf("process %d: %w", th.p.PID, ErrBusy)
 	}
 	place, err := th.p.slack()
+	if errors.Is(err, errResidue) {
+		if err = th.p.cleanResidue(); err == nil {
+			place, err = th.p.slack()
+		}
+	}
 	if err != nil {
 		return nil, err
+	}
+	if err := th.checkDispatch(place); err != nil {
+		return nil, err
+	}
+	filtered, err := th.filtered()
+	if err != nil {
+		return nil, err
+	}
+	if filtered && linger > 0 {
+		linger = unfilteredLinger
 	}
 	if err := th.leaveRestartable(); err != nil {
 		return nil, err
@@ -43,11 +61,17 @@ func (th *Thread) enter(mapped uint64, linger time.Duration) (*injection, error)
 	if in.mask, err = getMask(th.TID); err != nil {
 		return nil, th.failed("read the signal mask of", err)
 	}
+	in.during = blockedDuring(in.mask)
 	if in.away, err = th.resumed(in.orig); err != nil {
 		return nil, err
 	}
-	if err := th.p.writeMem(place.start, block(&in.away, in.mask, mapped, linger)); err != nil {
+	if err := th.p.writeMem(place.start, block(&in.away, in.during, in.mask, mapped, linger)); err != nil {
 		return nil, err
+	}
+	if filtered {
+		if err := in.suspend(); err != nil {
+			return nil, errors.Join(err, in.clear())
+		}
 	}
 	return in, nil
 }
@@ -64,7 +88,7 @@ func (in *injection) aim(mode uint64, nr uintptr, args ...uint64) error {
 	// the kernel looks for signals once more before the thread leaves its
 	// stop. SETSIGMASK also keeps the kernel from putting back the mask from
 	// before ppoll and the like (kernel/ptrace.c, PTRACE_SETSIGMASK).
-	if err := setMask(in.th.TID, allSignals); err != nil {
+	if err := setMask(in.th.TID, in.during); err != nil {
 		return in.th.failed("block signals of", err)
 	}
 	return nil
@@ -83,8 +107,12 @@ func (in *injection) leave() error {
 	return in.clear()
 }
 
-// clear takes the code out of the vDSO again.
+// clear takes the code out of the vDSO again. From here on the thread is held
+// to its filters.
 func (in *injection) clear() error {
+	if err := in.enforce(); err != nil {
+		return err
+	}
 	return in.th.p.writeMem(in.place.start, make([]byte, in.place.end-in.place.start))
 }
 
@@ -119,13 +147,7 @@ func (in *injection) single(ctx context.Context) (uint64, error) {
 	}
 	// Only in an event stop does the kernel still consider a restart, as the
 	// thread's own interrupted call needs it.
-	if err := th.interrupt(); err != nil {
-		return 0, err
-	}
-	if err := th.resume(unix.PTRACE_CONT, 0); err != nil {
-		return 0, err
-	}
-	if err := th.settle(context.Background()); err != nil {
+	if err := in.halt(context.Background()); err != nil {
 		return 0, err
 	}
 	if late != nil {
@@ -155,7 +177,11 @@ func (in *injection) toSyscallStop(ctx context.Context, req int) error {
 		case stopSyscall:
 			return nil
 		}
-		if err := in.th.resume(req, s.deliverable()); err != nil {
+		sig, err := in.pass(s)
+		if err != nil {
+			return err
+		}
+		if err := in.th.resume(req, sig); err != nil {
 			return err
 		}
 	}
@@ -188,7 +214,17 @@ func (th *Thread) Syscall(ctx context.Context, nr uintptr, args ...uint64) (resu
 
 // leaveAfter is leave, unless err says that there is nobody to put back.
 func (in *injection) leaveAfter(err error) error {
-	if errors.Is(err, ErrGone) || !in.th.stopped {
+	if errors.Is(err, ErrGone) {
+		return nil
+	}
+	if errors.Is(err, ErrAbandoned) { // it is in a signal's stop
+		ctx, cancel := context.WithTimeout(context.Background(), abandonTime)
+		defer cancel()
+		if err := in.halt(ctx); err != nil {
+			return err
+		}
+	}
+	if !in.th.stopped {
 		return nil
 	}
 	return in.leave()

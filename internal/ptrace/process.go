@@ -21,6 +21,7 @@ type Process struct {
 	denied int    // how often a thread could not be seized, for no reason
 	lost   bool   // a thread that was seized is gone
 	vdso   region // where code may be put; zero until looked for
+	loose  bool   // a thread was let go in the middle of a batch
 	batch  *Batch // under way; nil if none
 
 	// remains is the leader if it has exited before the others. It is ours
@@ -38,7 +39,8 @@ type Thread struct {
 	stopped bool
 	settled bool // while it is seized: it has come to rest, and regs are read
 	gone    bool
-	seen    *stop // reported, and not looked at yet
+	filters answer // whether it has seccomp filters
+	seen    *stop  // reported, and not looked at yet
 }
 
 // Process returns the process the thread is of.

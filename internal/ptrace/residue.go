@@ -15,25 +15,33 @@ const maxFrames = 8 << 20
 // CleanResidue removes what a tracer that died, or [Thread.StartDetached], has
 // left in the process's vDSO, and reports whether there was anything. While a
 // thread may still come to execute it, nothing is removed and the error is
-// [ErrResidueInUse]: later is early enough.
+// [ErrResidueInUse]: later is early enough. Starting a batch does the same
+// first, with the same error.
 func (p *Process) CleanResidue() (found bool, err error) {
 	err = p.t.Do(func() error {
 		_, err := p.slack()
-		if !errors.Is(err, ErrResidue) {
+		if !errors.Is(err, errResidue) {
 			return err
 		}
 		found = true
-		for _, th := range p.Threads {
-			if p.vdso.has(programCounter(&th.regs)) {
-				return fmt.Errorf("thread %d of process %d: %w: it is there", th.TID, p.PID, ErrResidueInUse)
-			}
-		}
-		if err := p.searchStacks(); err != nil {
-			return err
-		}
-		return p.writeMem(p.vdso.start, make([]byte, p.vdso.end-p.vdso.start))
+		return p.cleanResidue()
 	})
 	return found, err
+}
+
+func (p *Process) cleanResidue() error {
+	if p.loose {
+		return fmt.Errorf("process %d: %w: a thread that was let go with it", p.PID, ErrResidueInUse)
+	}
+	for _, th := range p.Threads {
+		if p.vdso.has(programCounter(&th.regs)) {
+			return fmt.Errorf("thread %d of process %d: %w: it is there", th.TID, p.PID, ErrResidueInUse)
+		}
+	}
+	if err := p.searchStacks(); err != nil {
+		return err
+	}
+	return p.writeMem(p.vdso.start, make([]byte, p.vdso.end-p.vdso.start))
 }
 
 // searchStacks looks for signal frames that return into the slack: a signal

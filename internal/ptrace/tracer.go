@@ -102,6 +102,23 @@ func (t *Tracer) Close() {
 	<-t.done
 }
 
+// try runs f on the tracer's thread unless that is at work, and says whether it
+// did.
+func (t *Tracer) try(f func()) bool {
+	if unix.Gettid() == t.tid {
+		f()
+		return true
+	}
+	finished := make(chan struct{})
+	select {
+	case t.calls <- func() { defer close(finished); f() }:
+		<-finished
+		return true
+	default:
+		return false
+	}
+}
+
 // Do runs f on the tracer's thread and returns its error. Methods of the
 // tracer, its processes, threads and batches that f calls cost no further
 // switch of threads. f must not wait for another goroutine that uses the same

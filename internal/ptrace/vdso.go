@@ -36,7 +36,7 @@ func slackBehindText(read memoryReader, base uint64) (region, error) {
 		return region{}, ErrNoVDSO
 	}
 	if err := read(base, h[:]); err != nil {
-		return region{}, fmt.Errorf("%w: %v", ErrNoVDSO, err)
+		return region{}, fmt.Errorf("%w: %w", ErrNoVDSO, err)
 	}
 	le := binary.LittleEndian
 	if string(h[:6]) != "\x7fELF\x02\x01" { // 64 bits, little endian
@@ -50,7 +50,7 @@ func slackBehindText(read memoryReader, base uint64) (region, error) {
 	}
 	headers := make([]byte, int(phnum)*56)
 	if err := read(base+phoff, headers); err != nil {
-		return region{}, fmt.Errorf("%w: %v", ErrNoVDSO, err)
+		return region{}, fmt.Errorf("%w: %w", ErrNoVDSO, err)
 	}
 	var textEnd, first uint64
 	loads := 0
@@ -111,7 +111,7 @@ func (p *Process) slack() (region, error) {
 		return region{}, err
 	}
 	if isResidue(content) {
-		return region{}, fmt.Errorf("process %d: %w", p.PID, ErrResidue)
+		return region{}, fmt.Errorf("process %d: %w", p.PID, errResidue)
 	}
 	for _, b := range content {
 		if b != 0 {

@@ -223,6 +223,11 @@ func (th *Thread) isGone() error {
 // first are delivered, so that none is held back; the handler has then not
 // run an instruction yet.
 func (th *Thread) settle(ctx context.Context) error {
+	return th.settleBy(ctx, func(s stop) (unix.Signal, error) { return s.deliverable(), nil })
+}
+
+// settleBy is settle; deliver says which signal to resume the thread with.
+func (th *Thread) settleBy(ctx context.Context, deliver func(stop) (unix.Signal, error)) error {
 	for {
 		s, err := th.awaitAnd(ctx, func() {
 			// The leader's number may have gone, by exec, to a thread that
@@ -246,7 +251,11 @@ func (th *Thread) settle(ctx context.Context) error {
 		if err := th.interrupt(); err != nil {
 			return err
 		}
-		if err := th.resume(unix.PTRACE_CONT, s.sig); err != nil {
+		sig, err := deliver(s)
+		if err != nil {
+			return err
+		}
+		if err := th.resume(unix.PTRACE_CONT, sig); err != nil {
 			return err
 		}
 	}
