@@ -7,7 +7,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -181,14 +180,15 @@ func parseOpenFilesLimit(text string) (int, error) {
 // receive: what is queued stays readable even if we die.
 func (w *worker) supply(ctx context.Context) error {
 	task := w.job.task
-	if _, err := w.batch.Await32(ctx, w.program.paired, 0); err != nil {
+	told, err := w.batch.Await32(ctx, w.program.paired, 0)
+	if err != nil {
 		return fmt.Errorf("waiting for the socket pair of process %d: %w", task.PID, err)
 	}
-	theirs := int32(w.batch.Load32(w.program.pair))
-	ours := int(int32(w.batch.Load32(w.program.pair.Add(4))))
-	if ours < 0 {
+	if told == 0 {
 		return w.ended(ctx)
 	}
+	theirs := int32(w.batch.Load32(w.program.pair))
+	ours := int(w.batch.Load32(w.program.pair.Add(4)))
 	fd, err := takeFD(FDRef{task, ours})
 	if err != nil {
 		return err
@@ -208,15 +208,14 @@ func (w *worker) supply(ctx context.Context) error {
 
 // awaitReady waits until all that can fail has been done in the process.
 func (w *worker) awaitReady(ctx context.Context) error {
-	deadline, ok := ctx.Deadline()
-	if !ok {
-		deadline = time.Now().Add(DefaultTimeout)
+	told, err := w.batch.Await32(ctx, w.program.ready, 0)
+	if err != nil {
+		return fmt.Errorf("waiting for process %d to prepare: %w", w.job.task.PID, err)
 	}
-	_, err := w.channel.receive(deadline)
-	if errors.Is(err, errClosed) || errors.Is(err, unix.ECONNRESET) {
+	if told == 0 {
 		return w.ended(ctx)
 	}
-	return err
+	return nil
 }
 
 // ended explains a batch that ended before it was told to.

@@ -22,6 +22,7 @@ type program struct {
 
 	pair     ptrace.Ref   // [2]int32: the channel's ends, theirs first
 	paired   ptrace.Ref   // uint32: 0 until the pair is there
+	ready    ptrace.Ref   // uint32: 0 until all that can fail has been done
 	messages []message    // in the order they are received
 	moved    []movedRange // where the new mappings were made
 
@@ -74,10 +75,8 @@ func newProgram(j *job, v *verdict, room int) *program {
 	p.did(func() { p.closeFD(theirs); p.closeFD(ours) })
 	// The numbers are written before the descriptors are installed
 	// (net/socket.c __sys_socketpair), so a word of its own says that they
-	// are: FUTEX_WAKE_OP stores 1 there and wakes who waits.
-	p.paired = p.Zero(4)
-	p.Syscall(unix.SYS_FUTEX, p.paired, ptrace.Const(futexWakeOp), ptrace.Const(1), ptrace.Const(0),
-		p.paired, ptrace.Const(futexStore1)).Name("futex")
+	// are.
+	p.paired = p.tell()
 
 	// The verdict comes first; the message says the number of our end, which
 	// ppoll needs in its struct pollfd.
@@ -93,8 +92,7 @@ func newProgram(j *job, v *verdict, room int) *program {
 	}
 
 	// Ready; wait for the swapper to hang up; look at the verdict.
-	p.Syscall(unix.SYS_SENDTO, theirs.Int32(), p.Data([]byte{ready}), ptrace.Const(1),
-		ptrace.Const(unix.MSG_NOSIGNAL), ptrace.Const(0), ptrace.Const(0)).Name("sendto")
+	p.ready = p.tell()
 	p.Syscall(unix.SYS_PPOLL, pollfd, ptrace.Const(1), ptrace.Const(0), ptrace.Const(0), ptrace.Const(8)).Name("ppoll")
 	said := p.Zero(4)
 	p.Syscall(unix.SYS_PREAD64, word.Int32(), said, ptrace.Const(4), ptrace.Const(0)).Name("reading the verdict")
@@ -129,8 +127,14 @@ const (
 	futexStore1 = 1 << 12 // FUTEX_OP(FUTEX_OP_SET, 1, FUTEX_OP_CMP_EQ, 0)
 )
 
-// ready is what a batch says when all that can fail has been done.
-const ready = 'r'
+// tell stores 1 in a new word and wakes who waits for that: FUTEX_WAKE_OP
+// (kernel/futex/waitwake.c) does both.
+func (p *program) tell() ptrace.Ref {
+	word := p.Zero(4)
+	p.Syscall(unix.SYS_FUTEX, word, ptrace.Const(futexWakeOp), ptrace.Const(1), ptrace.Const(0),
+		word, ptrace.Const(futexStore1)).Name("futex")
+	return word
+}
 
 // did notes how to undo what the program has just done. From here on a failure
 // unwinds it too.
