@@ -7,6 +7,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -46,22 +47,57 @@ func (r *run) prepare(ctx context.Context) error {
 		return err
 	}
 	first, further := jobs(r.plan.Usage)
-	r.further = further
+	r.teams = make([]team, len(r.stopped.tracers))
 	for _, j := range first {
-		w, err := r.start(ctx, j)
-		if w != nil {
-			r.first = append(r.first, w)
+		t := &r.teams[r.stopped.tracerOf[j.task.PID]]
+		t.jobs = append(t.jobs, j)
+	}
+	for _, j := range further {
+		t := &r.teams[r.stopped.tracerOf[j.task.PID]]
+		if t.further == nil {
+			t.further = map[int][]*job{}
 		}
+		t.further[j.task.PID] = append(t.further[j.task.PID], j)
+	}
+	return r.each(func(t *team) error { return r.prepareTeam(ctx, t) })
+}
+
+// team is the work of one tracer's processes.
+type team struct {
+	jobs    []*job         // one per process
+	further map[int][]*job // of further threads, by process
+	workers []*worker      // those of jobs that have started
+}
+
+// each does something for all teams at the same time.
+func (r *run) each(do func(*team) error) error {
+	errs := make([]error, len(r.teams))
+	var wait sync.WaitGroup
+	for i := range r.teams {
+		wait.Add(1)
+		go func() {
+			defer wait.Done()
+			errs[i] = do(&r.teams[i])
+		}()
+	}
+	wait.Wait()
+	return errors.Join(errs...)
+}
+
+func (r *run) prepareTeam(ctx context.Context, t *team) error {
+	for _, j := range t.jobs {
+		w, err := r.start(ctx, j)
 		if err != nil {
 			return err
 		}
+		t.workers = append(t.workers, w)
 	}
-	for _, w := range r.first {
+	for _, w := range t.workers {
 		if err := w.supply(ctx); err != nil {
 			return err
 		}
 	}
-	for _, w := range r.first {
+	for _, w := range t.workers {
 		if err := w.awaitReady(ctx); err != nil {
 			return err
 		}
@@ -72,9 +108,9 @@ func (r *run) prepare(ctx context.Context) error {
 	return nil
 }
 
-// start sets j's batch going. The worker is not nil once a batch is.
+// start sets j's batch going.
 func (r *run) start(ctx context.Context, j *job) (*worker, error) {
-	p := r.stopped.processes[j.task.PID]
+	p := r.stopped.process(j.task.PID)
 	th := threadOf(p, j.task.TID)
 	if th == nil {
 		return nil, fmt.Errorf("thread %d of process %d: %w", j.task.TID, j.task.PID, ptrace.ErrGone)

@@ -70,15 +70,16 @@ type run struct {
 
 	stopped *stopped
 	verdict *verdict
-	first   []*worker // one per process
-	further []*job
+	teams   []team // one per tracer
 	changed []changedMount
 }
 
 // close lets everyone go who hasn't been.
 func (r *run) close() {
-	for _, w := range r.first {
-		w.close()
+	for _, t := range r.teams {
+		for _, w := range t.workers {
+			w.close()
+		}
 	}
 	if r.stopped != nil {
 		r.stopped.close()
@@ -143,16 +144,20 @@ func (r *run) openGate(ctx context.Context) error {
 
 // goBack lets every batch undo what it did, and the mount points with them.
 func (r *run) goBack() error {
-	errs := []error{r.restoreMounts()}
+	restored := r.restoreMounts()
 	ctx, cancel := graceful()
 	defer cancel()
-	for _, w := range r.first {
-		w.hangUp()
-	}
-	for _, w := range r.first {
-		errs = append(errs, w.wentBack(ctx))
-	}
-	return errors.Join(errs...)
+	back := r.each(func(t *team) error {
+		var errs []error
+		for _, w := range t.workers {
+			w.hangUp()
+		}
+		for _, w := range t.workers {
+			errs = append(errs, w.wentBack(ctx))
+		}
+		return errors.Join(errs...)
+	})
+	return errors.Join(restored, back)
 }
 
 // goForward commits, and sees everyone off. From here on nothing is undone:
@@ -162,23 +167,10 @@ func (r *run) goForward() error {
 	r.verdict.goForward()
 	ctx, cancel := graceful()
 	defer cancel()
-	var errs []error
-	for _, w := range r.first {
-		w.hangUp()
-	}
-	further := map[int][]*job{}
-	for _, j := range r.further {
-		further[j.task.PID] = append(further[j.task.PID], j)
-	}
-	for _, w := range r.first {
-		errs = append(errs, w.batch.Wait(ctx))
-		for _, j := range further[w.job.task.PID] {
-			errs = append(errs, r.runFurther(ctx, j))
-		}
-		errs = append(errs, r.stopped.release(w.job.task.PID))
-	}
+	errs := []error{r.each(func(t *team) error { return r.seeOff(ctx, t) })}
 	errs = append(errs, r.stopped.releaseAll())
 	r.result.StoppedUS = time.Since(r.stopped.since).Microseconds()
+	r.dropOldMounts()
 	if r.options.Move {
 		errs = append(errs, r.detachTo())
 	}
@@ -186,6 +178,24 @@ func (r *run) goForward() error {
 		return fmt.Errorf("swapped, but not all of it: %w", err)
 	}
 	return nil
+}
+
+// seeOff waits for the batches of a team, and lets each process go as soon as
+// all is done in it.
+func (r *run) seeOff(ctx context.Context, t *team) error {
+	var errs []error
+	for _, w := range t.workers {
+		w.hangUp()
+	}
+	for _, w := range t.workers {
+		pid := w.job.task.PID
+		errs = append(errs, w.batch.Wait(ctx))
+		for _, j := range t.further[pid] {
+			errs = append(errs, r.runFurther(ctx, j))
+		}
+		errs = append(errs, r.stopped.release(pid))
+	}
+	return errors.Join(errs...)
 }
 
 // graceful bounds what must be waited for whatever the user's time says: it is

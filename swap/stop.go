@@ -4,37 +4,64 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"runtime"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"spfs/internal/ptrace"
 )
 
-// stopped is the processes that are stopped.
+// stopped is the processes that are stopped, divided among as many tracers as
+// there are processors: a process can be traced by one thread only.
 type stopped struct {
-	tracer    *ptrace.Tracer
-	since     time.Time // when the first was
+	tracers []*ptrace.Tracer
+	since   time.Time // when the first process was stopped
+
+	mu        sync.Mutex
 	processes map[int]*ptrace.Process
+	tracerOf  map[int]int // by pid: an index of tracers
+}
+
+func newStopped() *stopped {
+	s := &stopped{processes: map[int]*ptrace.Process{}, tracerOf: map[int]int{}}
+	for range runtime.GOMAXPROCS(0) {
+		s.tracers = append(s.tracers, ptrace.New())
+	}
+	return s
 }
 
 // close lets all go.
 func (s *stopped) close() {
 	// A process that could not be let go is let go with the tracer's thread.
 	_ = s.releaseAll()
-	s.tracer.Close()
+	for _, t := range s.tracers {
+		t.Close()
+	}
+}
+
+func (s *stopped) process(pid int) *ptrace.Process {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.processes[pid]
 }
 
 func (s *stopped) release(pid int) error {
+	s.mu.Lock()
 	p := s.processes[pid]
+	delete(s.processes, pid)
+	s.mu.Unlock()
 	if p == nil {
 		return nil
 	}
-	delete(s.processes, pid)
 	return p.Release()
 }
 
 func (s *stopped) releaseAll() error {
 	var errs []error
-	for pid := range s.processes {
+	for pid := range maps.Clone(s.processes) {
 		errs = append(errs, s.release(pid))
 	}
 	return errors.Join(errs...)
@@ -43,29 +70,42 @@ func (s *stopped) releaseAll() error {
 // seize stops those of users that aren't yet. It reports whether there were
 // any, or any of them exited: then the plan must look again.
 func (s *stopped) seize(ctx context.Context, users []*Process) (bool, error) {
-	var pids []int
+	shares := make([][]int, len(s.tracers))
+	n := 0
 	for _, p := range users {
 		if s.processes[p.PID] == nil {
-			pids = append(pids, p.PID)
+			shares[n%len(shares)] = append(shares[n%len(shares)], p.PID)
+			n++
 		}
 	}
-	if len(pids) == 0 {
+	if n == 0 {
 		return false, nil
 	}
 	if s.since.IsZero() {
 		s.since = time.Now()
 	}
-	all, err := s.tracer.SeizeAll(ctx, pids)
-	if errors.Is(err, ptrace.ErrGone) {
-		return true, nil
+	var g errgroup.Group
+	for i, pids := range shares {
+		if len(pids) == 0 {
+			continue
+		}
+		g.Go(func() error {
+			all, err := s.tracers[i].SeizeAll(ctx, pids)
+			if errors.Is(err, ptrace.ErrGone) {
+				return nil
+			}
+			if err != nil {
+				return fmt.Errorf("stopping: %w", err)
+			}
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			for _, p := range all {
+				s.processes[p.PID], s.tracerOf[p.PID] = p, i
+			}
+			return nil
+		})
 	}
-	if err != nil {
-		return false, fmt.Errorf("stopping: %w", err)
-	}
-	for _, p := range all {
-		s.processes[p.PID] = p
-	}
-	return true, nil
+	return true, g.Wait()
 }
 
 // stop stops everyone who uses the old mount, flushes it, and brings the plan
@@ -75,7 +115,7 @@ func (r *run) stop(ctx context.Context) error {
 	if err := flushAll(ctx, r.plan.Usage); err != nil {
 		return err
 	}
-	r.stopped = &stopped{tracer: ptrace.New(), processes: map[int]*ptrace.Process{}}
+	r.stopped = newStopped()
 	f := &flusher{done: map[FDRef]uint64{}}
 	for {
 		if err := ctx.Err(); err != nil {
