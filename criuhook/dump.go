@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"spfs/internal/exit"
+	"spfs/internal/privilege"
 )
 
 // The logs that CRIU leaves in the image directory.
@@ -40,7 +41,7 @@ type Dumped struct {
 // Dump checkpoints a tree with CRIU and writes the manifest into the image
 // directory. If it fails the tree runs on and the directory holds no images.
 func Dump(ctx context.Context, o DumpOptions) (*Dumped, error) {
-	if err := needRoot(); err != nil {
+	if err := privilege.NeedRoot(); err != nil {
 		return nil, err
 	}
 	extra, err := parseOptions(o.Extra)
@@ -177,14 +178,6 @@ func removeImages(dir *os.File) error {
 		if err := unix.Unlinkat(int(dir.Fd()), n, 0); err != nil && err != unix.ENOENT {
 			return fmt.Errorf("removing the incomplete %s/%s: %w", dir.Name(), n, err)
 		}
-	}
-	return nil
-}
-
-// needRoot refuses to go on for anybody else.
-func needRoot() error {
-	if os.Geteuid() != 0 {
-		return errors.New("only root can do this: CRIU and mounting need its rights")
 	}
 	return nil
 }

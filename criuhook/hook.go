@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"spfs/internal/mounts"
+	"spfs/internal/privilege"
 )
 
 // HookOptions says what [Hook] does.
@@ -55,7 +56,7 @@ func Hook(ctx context.Context, o HookOptions) error {
 	default:
 		return nil // a stage that needs nothing
 	}
-	if err := needRoot(); err != nil {
+	if err := privilege.NeedRoot(); err != nil {
 		return err
 	}
 	o.fill()

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"spfs/internal/exit"
+	"spfs/internal/privilege"
 )
 
 // Swapper gives everybody who uses the mount at from, in whatever namespace,
@@ -133,7 +134,7 @@ type restore struct {
 
 // prepare checks everything that can be checked before anything is changed.
 func (r *restore) prepare() (err error) {
-	if err := needRoot(); err != nil {
+	if err := privilege.NeedRoot(); err != nil {
 		return err
 	}
 	switch r.o.Strategy {

@@ -33,7 +33,12 @@ func isFUSE(fstype string) bool {
 // fuseMounts lists the FUSE mounts in the mount namespace of a process, each
 // with a key of its own.
 func fuseMounts(pid int) ([]treeMount, error) {
-	all, err := mountinfo.PidMountInfo(pid)
+	f, err := os.Open(fmt.Sprintf("/proc/%d/mountinfo", pid))
+	if err != nil {
+		return nil, fmt.Errorf("the mounts of process %d: %w", pid, err)
+	}
+	defer f.Close()
+	all, err := mountinfo.GetMountsFromReader(f, nil)
 	if err != nil {
 		return nil, fmt.Errorf("the mounts of process %d: %w", pid, err)
 	}

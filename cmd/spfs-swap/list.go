@@ -1,14 +1,14 @@
 package main
 
 import (
-	"fmt"
-
 	"encoding/json"
+	"fmt"
 	"os"
 
 	"github.com/urfave/cli/v2"
 
 	"spfs/internal/exit"
+	"spfs/internal/privilege"
 	"spfs/swap"
 )
 
@@ -30,6 +30,9 @@ so after less than half a second.`,
 	Action: func(c *cli.Context) error {
 		if c.NArg() != 1 {
 			return exit.Usage("list: want one MOUNTPOINT, got %d arguments", c.NArg())
+		}
+		if err := privilege.NeedRoot(); err != nil {
+			return err
 		}
 		at, err := swap.NewEndpoint(c.Args().First())
 		if err != nil {

@@ -6,6 +6,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"spfs/internal/exit"
+	"spfs/internal/privilege"
 	"spfs/swap"
 )
 
@@ -51,16 +52,10 @@ func newPlan(c *cli.Context) (*swap.Plan, error) {
 	if c.NArg() > 0 {
 		return nil, exit.Usage("%s: unexpected argument %q", c.Command.Name, c.Args().First())
 	}
-	var ends [2]swap.Endpoint
-	for i, name := range []string{"from", "to"} {
+	for _, name := range []string{"from", "to"} {
 		if c.String(name) == "" {
 			return nil, exit.Usage("%s: --%s is missing", c.Command.Name, name)
 		}
-		at, err := swap.NewEndpoint(c.String(name))
-		if err != nil {
-			return nil, fmt.Errorf("--%s %w", name, err)
-		}
-		ends[i] = at
 	}
 	scope := swap.Scope{PIDs: c.IntSlice("pid"), Trees: c.IntSlice("tree"), Cgroups: c.StringSlice("cgroup")}
 	for _, pid := range append(append([]int(nil), scope.PIDs...), scope.Trees...) {
@@ -70,6 +65,17 @@ func newPlan(c *cli.Context) (*swap.Plan, error) {
 	}
 	if c.IsSet("pid") && (c.IsSet("tree") || c.IsSet("cgroup")) || c.IsSet("tree") && c.IsSet("cgroup") {
 		return nil, exit.Usage("%s: --pid, --tree and --cgroup exclude each other", c.Command.Name)
+	}
+	if err := privilege.NeedRoot(); err != nil {
+		return nil, err
+	}
+	var ends [2]swap.Endpoint
+	for i, name := range []string{"from", "to"} {
+		at, err := swap.NewEndpoint(c.String(name))
+		if err != nil {
+			return nil, fmt.Errorf("--%s %w", name, err)
+		}
+		ends[i] = at
 	}
 	var options []swap.Option
 	if c.Bool("ask-old") {

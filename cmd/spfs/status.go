@@ -9,6 +9,7 @@ import (
 
 	"spfs/internal/control"
 	"spfs/internal/exit"
+	"spfs/internal/privilege"
 )
 
 var statusCommand = &cli.Command{
@@ -25,6 +26,9 @@ never the mount, and so does not wait itself.`,
 	Action: func(c *cli.Context) error {
 		if c.NArg() > 1 {
 			return exit.Usage("status: at most one MOUNTPOINT, got %d arguments", c.NArg())
+		}
+		if err := privilege.NeedRoot(); err != nil {
+			return err
 		}
 		all, err := control.StatusOf(c.Context, c.Args().First())
 		if err != nil {

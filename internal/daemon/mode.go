@@ -8,11 +8,15 @@ import (
 
 	"spfs/internal/control"
 	"spfs/internal/exit"
+	"spfs/internal/privilege"
 )
 
 // SetMode makes the mount at path a proxy of dir, or a stub if dir is empty.
 // A timeout of 0 is none.
 func SetMode(ctx context.Context, path, dir string, timeout time.Duration) error {
+	if err := privilege.NeedRoot(); err != nil {
+		return err
+	}
 	if timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, timeout)

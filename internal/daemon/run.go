@@ -15,6 +15,7 @@ import (
 	"spfs/internal/control"
 	"spfs/internal/exit"
 	"spfs/internal/fusedev"
+	"spfs/internal/privilege"
 	"spfs/proxyfs"
 	"spfs/stubfs"
 )
@@ -41,8 +42,8 @@ const grace = time.Second
 // and returns when the connection has ended, or after it has unmounted
 // because ctx ended.
 func Run(ctx context.Context, o Options, ready func()) error {
-	if os.Geteuid() != 0 {
-		return errors.New("mounting needs root")
+	if err := privilege.NeedRoot(); err != nil {
+		return err
 	}
 	debug.SetMaxThreads(maxThreads)
 	at, err := openMountpoint(o.Mountpoint)

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"spfs/internal/control"
+	"spfs/internal/privilege"
 )
 
 // fsType is the type of our mounts in mountinfo.
@@ -17,6 +18,9 @@ const fsType = "fuse.spfs"
 // itself if the daemon is dead. A mount in use stays, and is an error, unless
 // force.
 func Umount(ctx context.Context, path string, force bool) error {
+	if err := privilege.NeedRoot(); err != nil {
+		return err
+	}
 	m, err := control.MountAt(path)
 	if err != nil {
 		return err
