@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -238,6 +239,37 @@ func (p *program) wait() error {
 	case <-time.After(limit):
 		p.t.Errorf("program %v (%d) does not end", p.cmd.Args[1:], p.pid())
 		return fmt.Errorf("still running")
+	}
+}
+
+func (p *program) hasEnded() bool {
+	select {
+	case <-p.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// waitPending waits until a signal that was sent to the program is pending:
+// it waits in the kernel, and the signal has not made it return.
+func (p *program) waitPending(sig syscall.Signal) {
+	p.t.Helper()
+	for deadline := time.Now().Add(limit); ; time.Sleep(time.Millisecond) {
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.pid()))
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		pending, err := strconv.ParseUint(statusField(status, "ShdPnd"), 16, 64)
+		if err != nil {
+			p.t.Fatalf("signals pending for process %d: %v", p.pid(), err)
+		}
+		if pending&(1<<(sig-1)) != 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			p.t.Fatalf("%v is never pending for program %v (%d)", sig, p.cmd.Args[1:], p.pid())
+		}
 	}
 }
 
