@@ -106,11 +106,14 @@ func (th *Thread) prepare(ctx context.Context, p *Program, linger time.Duration)
 	if err != nil {
 		return nil, err
 	}
-	base, err := in.single(ctx)
+	base, err := in.callOnce(ctx)
 	if err == nil {
 		err = errnoOf(base)
 	}
 	if err != nil {
+		if in.th.stopped {
+			err = errors.Join(err, in.halt(context.Background()))
+		}
 		err = fmt.Errorf("map %d bytes in process %d: %w", size, th.p.PID, err)
 		return nil, errors.Join(err, in.leaveAfter(err))
 	}

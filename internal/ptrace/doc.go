@@ -16,14 +16,22 @@
 // registers in the zero bytes behind the text of the vDSO (no mapping of the
 // process is used, its stack and its FPU state are never touched), and one
 // mapping with the table. Both are gone when Wait returns. A tracer that died
-// leaves its bytes in the vDSO, which nothing executes any more;
-// [Process.CleanResidue] removes them.
+// leaves its bytes in the vDSO, which nothing executes any more; the next batch
+// removes them, or [Process.CleanResidue].
+//
+// Seccomp filters do not apply to a batch, and apply again before the thread
+// runs on. They are in force at once if the tracer dies: what they forbid then
+// fails, or kills, the rest of the batch. A thread that dispatches its system
+// calls to itself is refused.
 //
 // An interrupted system call goes on as if nobody had been there: the kernel
 // itself restarts it, or ends it with EINTR where a signal with a handler
 // arrived meanwhile. Those few calls that end with EINTR on any interruption
 // (epoll_wait among them) are restarted too; a relative timeout they were
 // given then counts from the restart.
+//
+// The first tracer that seizes anything installs a handler for real-time signal
+// 62, which a program that uses this package must leave alone.
 //
 // The package never decides whom to stop, and knows nothing of file systems.
 //

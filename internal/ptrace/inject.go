@@ -121,8 +121,23 @@ func (in *injection) clear() error {
 const abandonTime = time.Second
 
 // single makes the thread, aimed at one system call, do it, and returns its
-// result. The thread then rests in an event stop.
+// result. The thread then rests in an event stop: only there does the kernel
+// still consider a restart, as the thread's own interrupted call needs it.
 func (in *injection) single(ctx context.Context) (uint64, error) {
+	result, err := in.callOnce(ctx)
+	var late *TimeoutError
+	if err == nil || errors.As(err, &late) && in.th.stopped {
+		if err := in.halt(context.Background()); err != nil {
+			return 0, err
+		}
+	}
+	return result, err
+}
+
+// callOnce is single, but leaves the thread at the exit of the call: from
+// there it can only be sent on within the code. With a [TimeoutError], the
+// call was interrupted.
+func (in *injection) callOnce(ctx context.Context) (uint64, error) {
 	th := in.th
 	if err := in.through(ctx, unix.PTRACE_SYSCALL); err != nil { // entry
 		return 0, err
@@ -138,20 +153,14 @@ func (in *injection) single(ctx context.Context) (uint64, error) {
 		if err := in.toSyscallStop(grace, unix.PTRACE_SYSCALL); err != nil {
 			return 0, err
 		}
-	} else if err != nil {
+		return 0, late
+	}
+	if err != nil {
 		return 0, err
 	}
 	var r Regs
 	if err := th.readRegs(&r); err != nil {
 		return 0, err
-	}
-	// Only in an event stop does the kernel still consider a restart, as the
-	// thread's own interrupted call needs it.
-	if err := in.halt(context.Background()); err != nil {
-		return 0, err
-	}
-	if late != nil {
-		return 0, late
 	}
 	return r.Rax, nil
 }
@@ -217,7 +226,7 @@ func (in *injection) leaveAfter(err error) error {
 	if errors.Is(err, ErrGone) {
 		return nil
 	}
-	if errors.Is(err, ErrAbandoned) { // it is in a signal's stop
+	if errors.Is(err, ErrAbandoned) { // it is in a stop for a signal
 		ctx, cancel := context.WithTimeout(context.Background(), abandonTime)
 		defer cancel()
 		if err := in.halt(ctx); err != nil {

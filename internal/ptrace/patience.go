@@ -20,7 +20,9 @@ import (
 // a timer that keeps sending the signal to the tracer's thread.
 const (
 	patienceSignal = unix.Signal(62) // nobody's, and not the Go runtime's to interpret
-	patience       = time.Millisecond
+	// Longer than a tick of the clock, so that starting and stopping the timer
+	// does not program the hardware: that costs more than a SEIZE.
+	patience = 5 * time.Millisecond
 )
 
 func breakSeize()

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+
+	"golang.org/x/sys/unix"
 )
 
 // Status is what /proc/PID/status says of a task and [Process] callers need.
@@ -20,11 +22,32 @@ type Status struct {
 }
 
 func readStatus(tid int) (*Status, error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", tid))
+	// By hand, since it is on the way of every batch: os.ReadFile makes three
+	// times as many system calls.
+	name := fmt.Sprintf("/proc/%d/status", tid)
+	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, err
+		return nil, &os.PathError{Op: "open", Path: name, Err: err}
 	}
-	return parseStatus(text)
+	defer unix.Close(fd)
+	var buf [8192]byte // about 1.5 KiB are in use; the list of groups may be long, and comes before the rest
+	text := buf[:0]
+	for {
+		if len(text) == cap(text) {
+			text = append(text, make([]byte, cap(text))...)[:len(text)]
+		}
+		n, err := unix.Read(fd, text[len(text):cap(text)])
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return nil, &os.PathError{Op: "read", Path: name, Err: err}
+		}
+		if n == 0 {
+			return parseStatus(text)
+		}
+		text = text[:len(text)+n]
+	}
 }
 
 // parseStatus reads the text of /proc/PID/status (fs/proc/array.c,
