@@ -8,7 +8,6 @@ import (
 	"os"
 	"slices"
 	"strconv"
-	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -24,31 +23,63 @@ import (
 // in: a process whose memory can't be read, because a task of it holds
 // mmap_lock while it waits for the file system, is an Obstacle.
 func Find(ctx context.Context, dev uint64, scope Scope) (*Usage, error) {
-	return find(ctx, dev, scope, true)
-}
-
-// find is Find; unless strict, it is the look at stopped processes: some that
-// scope names may be gone, and our own is not looked at.
-func find(ctx context.Context, dev uint64, scope Scope, strict bool) (*Usage, error) {
-	if err := checkRoot(); err != nil {
+	k := &knowledge{}
+	u, err := find(ctx, dev, scope, k)
+	if err != nil {
+		k.close()
 		return nil, err
 	}
-	members, err := scope.resolve(strict)
+	u.owned = k
+	return u, nil
+}
+
+// knowledge is what one look leaves for the next, which so has less to do.
+// Nothing in it is taken for granted that could have changed.
+type knowledge struct {
+	watch  *mounts.Watch
+	kernel map[int]uint64 // kernel threads: the inodes of their directories in /proc
+	hung   map[int]uint64 // processes that a reader got stuck in, likewise
+	files  ranks[FDRef]
+	tasks  map[int]ranks[int] // by what kcmp compared
+}
+
+func (k *knowledge) close() {
+	if k.watch != nil {
+		k.watch.Close()
+	}
+}
+
+// find is Find. With the knowledge of a look before, it is the look at stopped
+// processes: some that scope names may be gone, and our own is not looked at.
+func find(ctx context.Context, dev uint64, scope Scope, k *knowledge) (*Usage, error) {
+	first := k.watch == nil
+	var err error
+	if first {
+		if err := checkRoot(); err != nil {
+			return nil, err
+		}
+		k.watch, err = mounts.NewWatch(ctx)
+	} else {
+		err = k.watch.Refresh(ctx)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("mount namespaces: %w", err)
+	}
+	members, err := scope.resolve(first)
 	if err != nil {
 		return nil, err
 	}
 	u := &Usage{Dev: dev}
-	s, err := newScanner(ctx, u)
+	s, err := newScanner(u, k.watch.Spaces())
 	if err != nil {
 		return nil, err
 	}
 	defer s.owner.close()
-	readings, err := s.readAll(ctx, strict)
+	readings, err := s.readAll(ctx, k, first)
 	if err != nil {
-		u.Close()
 		return nil, err
 	}
-	newAssembly(u, s, members).add(readings)
+	newAssembly(u, s, members, k).add(readings)
 	u.addHidden(s.hidden, members)
 	return u, nil
 }
@@ -58,13 +89,6 @@ func find(ctx context.Context, dev uint64, scope Scope, strict bool) (*Usage, er
 func ownThread(tid int) bool {
 	_, err := os.Lstat("/proc/self/task/" + strconv.Itoa(tid))
 	return err == nil
-}
-
-// hide notes a process that can't be looked at.
-func (s *scanner) hide(pid int) {
-	s.mu.Lock()
-	s.hidden = append(s.hidden, pid)
-	s.mu.Unlock()
 }
 
 // addHidden notes processes that can't be looked at: those that have a
@@ -113,47 +137,43 @@ func checkRoot() error {
 	return nil
 }
 
-// newScanner lists the mounts of the file system into u.
-func newScanner(ctx context.Context, u *Usage) (*scanner, error) {
-	s := &scanner{dev: u.Dev, mounts: map[int]*Mount{}, other: map[int]bool{}, internal: map[int]uint64{}}
-	namespaces, err := mounts.List(ctx)
+// newScanner picks the mounts of the file system into u.
+func newScanner(u *Usage, spaces []*mounts.Space) (*scanner, error) {
+	anon, err := anonymousDevice()
 	if err != nil {
-		return nil, fmt.Errorf("mount namespaces: %w", err)
+		return nil, err
 	}
-	var tables []mounts.Table
-	for _, ns := range namespaces {
-		table, err := ns.Mounts()
-		if err != nil {
-			// The namespaces of a process that ended live as long as we hold
-			// them, so this is no race.
+	s := &scanner{
+		dev: u.Dev, anon: anon, prompt: true,
+		mounts: map[int]*Mount{}, other: map[int]bool{}, internal: map[int]uint64{},
+	}
+	for _, space := range spaces {
+		if space.Err != nil {
+			// The namespace of a process that ended lives as long as we hold
+			// it, so this is no race.
 			u.Obstacles = append(u.Obstacles, Obstacle{
-				Resource: ns.String(), Reason: err.Error(), Remedy: "end its processes",
+				Resource: space.Namespace.String(), Reason: space.Err.Error(), Remedy: "end its processes",
 			})
 		}
-		tables = append(tables, table)
-		used := false
-		for _, m := range table {
+		for _, m := range space.Table {
 			if m.Dev != u.Dev {
 				s.other[m.ID] = true
+				s.prompt = s.prompt && !asking[m.FSType]
 				continue
 			}
-			mount := &Mount{ID: m.ID, Namespace: ns, Point: m.Point, Root: m.Root, Info: m}
+			mount := &Mount{ID: m.ID, Namespace: space.Namespace, Point: m.Point, Root: m.Root, Info: m}
 			u.Mounts = append(u.Mounts, mount)
 			s.mounts[m.ID] = mount
-			used = true
 			if s.owner == nil {
 				s.owner = newOwner(m)
 			}
 		}
-		if !used {
-			ns.Close()
-		}
 	}
 	if s.owner == nil {
-		s.owner = &owner{calls: make(chan func())}
+		s.owner = newOwner(&mounts.Mount{})
 	}
-	for _, table := range tables {
-		u.Obstacles = append(u.Obstacles, s.mountObstacles(table)...)
+	for _, space := range spaces {
+		u.Obstacles = append(u.Obstacles, s.mountObstacles(space.Table)...)
 	}
 	u.Obstacles = append(u.Obstacles, s.machineObstacles()...)
 	return s, nil
@@ -161,104 +181,81 @@ func newScanner(ctx context.Context, u *Usage) (*scanner, error) {
 
 // readAll reads every process of the machine. Unless self is set, our own is
 // left out: during a swap it holds copies of what it swaps.
-func (s *scanner) readAll(ctx context.Context, self bool) ([]*reading, error) {
+func (s *scanner) readAll(ctx context.Context, k *knowledge, self bool) ([]*reading, error) {
 	proc, err := openProcDir("/proc")
 	if err != nil {
 		return nil, fmt.Errorf("open /proc: %w", err)
 	}
 	defer proc.close()
-	pids, err := proc.numbers(".")
+	pids, err := proc.entries(".", make([]byte, 64<<10))
 	if err != nil {
 		return nil, fmt.Errorf("list /proc: %w", err)
 	}
-	var (
-		mu       sync.Mutex
-		readings []*reading
-		failure  error
-		wait     sync.WaitGroup
-		b        = newBouncer()
-	)
-	for _, pid := range pids {
-		if pid == os.Getpid() && !self {
+	var visits []*visit
+	for _, p := range pids {
+		if p.number == os.Getpid() && !self || k.kernel[p.number] == p.inode {
 			continue
 		}
-		wait.Add(1)
-		b.enter()
-		go func() {
-			defer wait.Done()
-			r, err := s.readProcess(ctx, b, pid)
-			mu.Lock()
-			defer mu.Unlock()
-			switch {
-			case errors.Is(err, errGone):
-			case errors.Is(err, fs.ErrPermission):
-				s.hide(pid)
-			case err != nil && failure == nil:
-				failure = fmt.Errorf("process %d: %w", pid, err)
-			}
-			if r != nil {
-				readings = append(readings, r)
-			}
-		}()
+		visits = append(visits, &visit{pid: p.number, inode: p.inode, brief: k.hung[p.number] == p.inode})
 	}
-	wait.Wait()
-	if failure == nil {
-		failure = ctx.Err()
+	c := &crew{ctx: ctx, visit: s.visit}
+	c.run(visits)
+	if k.kernel == nil {
+		k.kernel = map[int]uint64{}
+	}
+	k.hung = map[int]uint64{}
+	var readings []*reading
+	for _, v := range visits {
+		if v.stuck {
+			k.hung[v.pid] = v.inode
+		}
+		r := v.reading
+		switch {
+		case v.stuck && r == nil, errors.Is(v.err, fs.ErrPermission):
+			s.hidden = append(s.hidden, v.pid)
+			continue
+		case errors.Is(v.err, errKernel):
+			k.kernel[v.pid] = v.inode
+			continue
+		case errors.Is(v.err, errGone):
+			continue
+		case v.err != nil:
+			return nil, fmt.Errorf("process %d: %w", v.pid, v.err)
+		case v.stuck:
+			r.doubt("memory", "it can't be read: a task of the process holds its lock, likely while it waits for a file system", stuckRemedy)
+			if !r.uses() {
+				s.hidden = append(s.hidden, v.pid)
+			}
+		default:
+			r.space.maps = v.memory.maps
+			r.obstacles = append(r.obstacles, v.memory.obstacles...)
+		}
+		if r.uses() {
+			s.readTracers(r)
+		}
+		readings = append(readings, r)
 	}
 	slices.SortFunc(readings, func(a, b *reading) int { return a.process.PID - b.process.PID })
-	return readings, failure
+	return readings, ctx.Err()
 }
 
-// readProcess reads one process. It leaves b.
-func (s *scanner) readProcess(ctx context.Context, b *bouncer, pid int) (*reading, error) {
-	type result struct {
-		files  *reading
-		memory memoryRead
-		err    error
-	}
-	files := make(chan result, 1)
-	mem := make(chan result, 1)
-	w := b.watch(func() {
-		r, err := s.readFiles(pid)
-		if err != nil {
-			files <- result{err: err}
-			return
-		}
-		process, task := r.process, r.space.task
-		files <- result{files: r}
-		m, err := s.readMemory(process, task)
-		mem <- result{memory: m, err: err}
-	})
+// visit reads one process.
+func (s *scanner) visit(w *reader, v *visit) {
 	var r *reading
-	select {
-	case got := <-files:
-		if got.err != nil {
-			w.end()
-			return nil, got.err
-		}
-		r = got.files
-	case <-w.stuck(ctx):
-		s.hide(pid)
-		return nil, nil
+	dir, err := openProcDir("/proc/" + strconv.Itoa(v.pid))
+	if err != nil {
+		err = errGone
+	} else {
+		defer dir.close()
+		r, err = s.readFiles(w, dir, v.pid)
 	}
-	select {
-	case got := <-mem:
-		w.end()
-		if got.err != nil {
-			return nil, got.err
-		}
-		r.space.maps = got.memory.maps
-		r.obstacles = append(r.obstacles, got.memory.obstacles...)
-	case <-w.stuck(ctx):
-		r.doubt("memory", "it can't be read: a task of the process holds its lock, likely while it waits for a file system", stuckRemedy)
-		if !r.uses() {
-			s.hide(pid)
-		}
+	w.publish(v, func() { v.reading, v.err = r, err })
+	if err != nil {
+		return
 	}
-	if r.uses() {
-		s.readTracers(r)
-	}
-	return r, nil
+	process, task := r.process, r.space.task // r is another's from here on
+	m, err := s.readMemory(w, dir, process, task)
+	w.publish(v, func() { v.memory, v.err = m, err })
 }
 
 const stuckRemedy = "let the file system answer, or end the process"

@@ -21,10 +21,14 @@ type assembly struct {
 	*scanner
 	members   Members
 	processes map[int]*Process
+	known     *knowledge
 }
 
-func newAssembly(u *Usage, s *scanner, members Members) *assembly {
-	return &assembly{u, s, members, map[int]*Process{}}
+func newAssembly(u *Usage, s *scanner, members Members, k *knowledge) *assembly {
+	if k.tasks == nil {
+		k.tasks = map[int]ranks[int]{}
+	}
+	return &assembly{u, s, members, map[int]*Process{}, k}
 }
 
 func (a *assembly) add(readings []*reading) {
@@ -107,7 +111,7 @@ func (a *assembly) insider(tasks []Task) *Process {
 	return a.processes[tasks[0].PID]
 }
 
-func (a *assembly) shared(tasks []Task, what string, outsider *Process) {
+func (a *assembly) notShared(tasks []Task, what string, outsider *Process) {
 	if outsider != nil {
 		a.Obstacles = append(a.Obstacles, a.insider(tasks).obstacle(what, fmt.Sprintf("it is shared with process %v, which is not to be swapped", outsider), "swap both"))
 	}
@@ -127,9 +131,7 @@ func (a *assembly) addTables(readings []*reading) {
 	merged := map[*fdRead]*FDTable{}
 	byFile := map[fileKey][]*fdRead{}
 	var keys []fileKey
-	for _, class := range classes(tables, func(x, y tableRead) (int, error) {
-		return kcmp(x.tasks[0].TID, y.tasks[0].TID, kcmpFiles, 0, 0)
-	}) {
+	for _, class := range shared(a.known, kcmpFiles, tables, func(t tableRead) int { return t.tasks[0].TID }) {
 		table := &FDTable{}
 		for _, t := range class {
 			table.Tasks = append(table.Tasks, t.tasks...)
@@ -138,7 +140,7 @@ func (a *assembly) addTables(readings []*reading) {
 		inside, outsider := a.within(table.Tasks)
 		if inside {
 			a.Tables = append(a.Tables, table)
-			a.shared(table.Tasks, "fd table", outsider)
+			a.notShared(table.Tasks, "fd table", outsider)
 		}
 		for _, fd := range class[0].fds {
 			merged[fd] = table
@@ -150,7 +152,7 @@ func (a *assembly) addTables(readings []*reading) {
 		}
 	}
 	slices.SortFunc(a.Tables, func(x, y *FDTable) int { return compareTasks(x.Tasks[0], y.Tasks[0]) })
-	for _, class := range descriptions(keys, byFile) {
+	for _, class := range a.descriptions(keys, byFile) {
 		a.addDescription(class, merged)
 	}
 	for _, t := range a.Tables {
@@ -161,8 +163,21 @@ func (a *assembly) addTables(readings []*reading) {
 	})
 }
 
+// shared divides items by a kernel object that kcmp compares: those of the
+// tasks that item's tid names share it.
+func shared[T any](k *knowledge, what int, items []T, tid func(T) int) [][]T {
+	apply(k.tasks[what], items, tid)
+	found := classes(items, func(x, y T) (int, error) { return kcmp(tid(x), tid(y), what, 0, 0) })
+	order := make(ranks[int], len(items))
+	for i, item := range items {
+		order[tid(item)] = i
+	}
+	k.tasks[what] = order
+	return found
+}
+
 // descriptions divides the descriptors of each file by description.
-func descriptions(keys []fileKey, byFile map[fileKey][]*fdRead) [][]*fdRead {
+func (a *assembly) descriptions(keys []fileKey, byFile map[fileKey][]*fdRead) [][]*fdRead {
 	found := make([][][]*fdRead, len(keys))
 	var wait sync.WaitGroup
 	var next atomic.Int64
@@ -171,13 +186,21 @@ func descriptions(keys []fileKey, byFile map[fileKey][]*fdRead) [][]*fdRead {
 		go func() {
 			defer wait.Done()
 			for i := next.Add(1) - 1; int(i) < len(keys); i = next.Add(1) - 1 {
-				found[i] = classes(byFile[keys[i]], func(x, y *fdRead) (int, error) {
+				files := byFile[keys[i]]
+				apply(a.known.files, files, func(f *fdRead) FDRef { return f.ref })
+				found[i] = classes(files, func(x, y *fdRead) (int, error) {
 					return kcmp(x.ref.TID, y.ref.TID, kcmpFile, x.ref.FD, y.ref.FD)
 				})
 			}
 		}()
 	}
 	wait.Wait()
+	a.known.files = ranks[FDRef]{}
+	for _, key := range keys {
+		for i, f := range byFile[key] {
+			a.known.files[f.ref] = i
+		}
+	}
 	return slices.Concat(found...)
 }
 
@@ -217,7 +240,7 @@ func (a *assembly) addDescription(fds []*fdRead, tables map[*fdRead]*FDTable) {
 		table.FDs = append(table.FDs, FD{Num: fd.ref.FD, CloseOnExec: fd.info.flags&unix.O_CLOEXEC != 0, Description: d})
 	}
 	a.Descriptions = append(a.Descriptions, d)
-	a.shared(tasks, resource, outsider)
+	a.notShared(tasks, resource, outsider)
 	add := func(reason, remedy string) {
 		a.Obstacles = append(a.Obstacles, p.obstacle(resource, reason, remedy))
 	}
@@ -300,9 +323,7 @@ func (a *assembly) addContexts(readings []*reading) {
 			}
 		}
 	}
-	for _, class := range classes(contexts, func(x, y contextRead) (int, error) {
-		return kcmp(x.tasks[0].TID, y.tasks[0].TID, kcmpFS, 0, 0)
-	}) {
+	for _, class := range shared(a.known, kcmpFS, contexts, func(c contextRead) int { return c.tasks[0].TID }) {
 		c := &FSContext{}
 		for _, x := range class {
 			c.Tasks = append(c.Tasks, x.tasks...)
@@ -312,7 +333,7 @@ func (a *assembly) addContexts(readings []*reading) {
 		if !inside {
 			continue
 		}
-		a.shared(c.Tasks, "working directory", outsider)
+		a.notShared(c.Tasks, "working directory", outsider)
 		p := a.insider(c.Tasks)
 		c.Cwd = a.directory(p, "cwd", class[0].cwd)
 		c.Root = a.directory(p, "root", class[0].root)
@@ -347,9 +368,7 @@ func (a *assembly) addSpaces(readings []*reading) {
 		}
 		spaces = append(spaces, sp)
 	}
-	for _, class := range classes(spaces, func(x, y space) (int, error) {
-		return kcmp(x.task.TID, y.task.TID, kcmpVM, 0, 0)
-	}) {
+	for _, class := range shared(a.known, kcmpVM, spaces, func(s space) int { return s.task.TID }) {
 		s := &AddressSpace{}
 		for _, x := range class {
 			s.Tasks = append(s.Tasks, x.tasks...)
@@ -359,7 +378,7 @@ func (a *assembly) addSpaces(readings []*reading) {
 		if !inside {
 			continue
 		}
-		a.shared(s.Tasks, "memory", outsider)
+		a.notShared(s.Tasks, "memory", outsider)
 		p := a.insider(s.Tasks)
 		for _, m := range class[0].maps {
 			s.Mappings = append(s.Mappings, a.mapping(p, m))

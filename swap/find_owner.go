@@ -18,12 +18,13 @@ type owner struct {
 	uid, gid int
 	start    sync.Once
 	calls    chan func()
+	quit     chan struct{}
 	err      error // of becoming the owner
 }
 
 // newOwner reads who owns the file system out of a mount's options.
 func newOwner(m *mounts.Mount) *owner {
-	o := &owner{calls: make(chan func())}
+	o := &owner{calls: make(chan func()), quit: make(chan struct{})}
 	if uid, ok := m.SuperOption("user_id"); ok {
 		o.uid, _ = strconv.Atoi(uid)
 	}
@@ -33,8 +34,9 @@ func newOwner(m *mounts.Mount) *owner {
 	return o
 }
 
-// close ends the owner's thread, if there is one.
-func (o *owner) close() { close(o.calls) }
+// close ends the owner's thread, if there is one. A reader that was given up
+// may still ask, and gets no answer.
+func (o *owner) close() { close(o.quit) }
 
 // attributes is procDir.attributes as the owner.
 func (o *owner) attributes(dir procDir, link string) (st unix.Statx_t, err error) {
@@ -42,10 +44,14 @@ func (o *owner) attributes(dir procDir, link string) (st unix.Statx_t, err error
 		ready := make(chan error)
 		go thread.Run(func() error {
 			ready <- assume(o.uid, o.gid)
-			for call := range o.calls {
-				call()
+			for {
+				select {
+				case call := <-o.calls:
+					call()
+				case <-o.quit:
+					return nil
+				}
 			}
-			return nil
 		})
 		o.err = <-ready
 	})
@@ -53,11 +59,15 @@ func (o *owner) attributes(dir procDir, link string) (st unix.Statx_t, err error
 		return st, o.err
 	}
 	done := make(chan struct{})
-	o.calls <- func() {
+	select {
+	case o.calls <- func() {
 		st, err = dir.attributes(link)
 		close(done)
+	}:
+		<-done
+	case <-o.quit:
+		err = unix.EACCES
 	}
-	<-done
 	return st, err
 }
 

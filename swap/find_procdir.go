@@ -1,7 +1,6 @@
 package swap
 
 import (
-	"os"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -79,25 +78,55 @@ func (d procDir) record(name string, buf []byte) ([]byte, error) {
 	return buf[:n], nil
 }
 
-// numbers lists the entries that are numbers.
-func (d procDir) numbers(name string) ([]int, error) {
+// numbers lists the entries that are numbers, in buf's memory as it reads.
+func (d procDir) numbers(name string, buf []byte) ([]int, error) {
+	entries, err := d.entries(name, buf)
+	numbers := make([]int, len(entries))
+	for i, e := range entries {
+		numbers[i] = e.number
+	}
+	return numbers, err
+}
+
+// numbered is an entry of a directory whose name is a number.
+type numbered struct {
+	number int
+	// inode tells whether a directory in /proc is still the same process's:
+	// each gets its number when it is first looked up, and a number is never
+	// given again (fs/proc/base.c proc_pid_make_inode, fs/inode.c
+	// get_next_ino), until 2^32 others have been.
+	inode uint64
+}
+
+// entries lists the entries that are numbers, in no order.
+func (d procDir) entries(name string, buf []byte) ([]numbered, error) {
 	fd, err := unix.Openat(d.fd, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
-	dir := os.NewFile(uintptr(fd), name)
-	defer dir.Close()
-	names, err := dir.Readdirnames(-1)
-	if err != nil {
-		return nil, err
-	}
-	numbers := make([]int, 0, len(names))
-	for _, s := range names {
-		if n, err := strconv.Atoi(s); err == nil {
-			numbers = append(numbers, n)
+	defer unix.Close(fd)
+	var found []numbered
+	for {
+		n, err := unix.Getdents(fd, buf)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if n == 0 {
+			return found, nil
+		}
+		list, err := parseEntries(buf[:n])
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range list {
+			if n, err := strconv.Atoi(e.name); err == nil {
+				found = append(found, numbered{n, e.inode})
+			}
 		}
 	}
-	return numbers, nil
 }
 
 // quiet is the flag that keeps statx(2) from asking a FUSE daemon: it answers
@@ -105,16 +134,17 @@ func (d procDir) numbers(name string) ([]int, error) {
 const quiet = unix.AT_STATX_DONT_SYNC
 
 // place tells the device and the mount of what a magic link points to, and
-// nothing else. With an empty mask no file system is asked and nobody is
-// refused (fuse_getattr fills in the device even for those that it does not
-// allow).
-func (d procDir) place(link string) (dev uint64, mount int, err error) {
+// nothing else for certain. With an empty mask no file system is asked and
+// nobody is refused (fuse_getattr fills in the device even for those that it
+// does not allow).
+func (d procDir) place(link string) (unix.Statx_t, error) {
 	var st unix.Statx_t
-	if err := unix.Statx(d.fd, link, quiet, 0, &st); err != nil {
-		return 0, 0, err
-	}
-	return unix.Mkdev(st.Dev_major, st.Dev_minor), int(st.Mnt_id), nil
+	err := unix.Statx(d.fd, link, quiet, 0, &st)
+	return st, err
 }
+
+// device is st_dev of what statx told.
+func device(st *unix.Statx_t) uint64 { return unix.Mkdev(st.Dev_major, st.Dev_minor) }
 
 // attributes is what the kernel believes of what a magic link points to. A
 // FUSE mount without allow_other refuses it with EACCES to all but its owner.

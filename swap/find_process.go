@@ -1,6 +1,7 @@
 package swap
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"maps"
@@ -108,11 +109,15 @@ func (p *Process) obstacle(resource, reason, remedy string) Obstacle {
 // scanner reads processes. It may be used by several goroutines.
 type scanner struct {
 	dev    uint64
+	anon   uint64         // device of the files that are epolls, inotifys, io_urings …
 	mounts map[int]*Mount // of the file system, by mnt_id
-	other  map[int]bool   // all other mounts of all namespaces
 	owner  *owner         // asks as the mount's owner where root may not
+	hidden []int          // processes that can't be looked at
 
-	hidden []int // processes that may not be looked at
+	// prompt says that statx with AT_STATX_DONT_SYNC asks no server, whatever
+	// is mounted on the machine. If not, only mount numbers are looked at.
+	prompt bool
+	other  map[int]bool // all other mounts of all namespaces
 
 	mu       sync.Mutex
 	internal map[int]uint64 // devices of mounts that no namespace has
@@ -122,16 +127,14 @@ type scanner struct {
 // kernel thread or a zombie: nothing that could use a file system.
 var errGone = errors.New("no process")
 
-// readFiles reads everything but the memory. Nothing in it waits for a file
-// system, nor for a lock that a task may hold while it waits for one.
-func (s *scanner) readFiles(pid int) (*reading, error) {
-	dir, err := openProcDir("/proc/" + strconv.Itoa(pid))
-	if err != nil {
-		return nil, errGone
-	}
-	defer dir.close()
-	buf := make([]byte, 4096)
-	text, err := dir.record("stat", buf)
+// errKernel is errGone of a kernel thread.
+var errKernel = fmt.Errorf("a kernel thread: %w", errGone)
+
+// readFiles reads everything but the memory of the process of a directory in
+// /proc. Nothing in it waits for a file system, nor for a lock that a task may
+// hold while it waits for one.
+func (s *scanner) readFiles(w *reader, dir procDir, pid int) (*reading, error) {
+	text, err := dir.record("stat", w.small)
 	if err != nil {
 		return nil, errGone
 	}
@@ -140,13 +143,15 @@ func (s *scanner) readFiles(pid int) (*reading, error) {
 		return nil, err
 	}
 	if stat.kernel() {
-		return nil, errGone
+		return nil, errKernel
 	}
-	tids, err := dir.numbers("task")
-	if err != nil {
-		return nil, errGone
+	tids := []int{pid}
+	if stat.threads != 1 {
+		if tids, err = dir.numbers("task", w.large); err != nil {
+			return nil, errGone
+		}
+		slices.Sort(tids)
 	}
-	slices.Sort(tids)
 	r := &reading{
 		process: &Process{PID: pid, Comm: stat.comm, Start: stat.start, Tasks: tids},
 		compat:  stat.compat(),
@@ -177,51 +182,54 @@ func (s *scanner) readFiles(pid int) (*reading, error) {
 		}
 	}
 	for i := range r.tables {
-		if err := s.readTable(dir, r, &r.tables[i], buf); err != nil {
+		if err := s.readTable(w, dir, r, &r.tables[i]); err != nil {
 			return nil, err
 		}
 	}
 	for i := range r.contexts {
 		c := &r.contexts[i]
-		task := "task/" + strconv.Itoa(c.tasks[0].TID)
-		if c.cwd, err = s.readPlace(dir, r, task+"/cwd"); err != nil {
+		if c.cwd, err = s.readPlace(dir, r, c.tasks[0].below()+"cwd"); err != nil {
 			return nil, err
 		}
-		if c.root, err = s.readPlace(dir, r, task+"/root"); err != nil {
+		if c.root, err = s.readPlace(dir, r, c.tasks[0].below()+"root"); err != nil {
 			return nil, err
 		}
 	}
-	if dev, _, err := dir.place("exe"); err == nil {
-		r.exe = dev == s.dev
+	if exe, err := dir.place("exe"); err == nil {
+		r.exe = device(&exe) == s.dev
 	}
 	return r, nil
 }
 
+// below is where a task's files are below its process's directory in /proc,
+// which is its leader's.
+func (t Task) below() string {
+	if t.TID == t.PID {
+		return ""
+	}
+	return "task/" + strconv.Itoa(t.TID) + "/"
+}
+
 // readTable reads the descriptors of one table.
-func (s *scanner) readTable(dir procDir, r *reading, t *tableRead, buf []byte) error {
+func (s *scanner) readTable(w *reader, dir procDir, r *reading, t *tableRead) error {
 	task := t.tasks[0]
-	sub, err := dir.open("task/" + strconv.Itoa(task.TID))
-	if err != nil {
-		return nil // gone
-	}
-	defer sub.close()
-	fds, err := sub.numbers("fd")
-	if err != nil {
-		return vanished(err)
-	}
-	slices.Sort(fds)
-	infos, err := sub.open("fdinfo")
-	if err != nil {
-		return vanished(err)
-	}
-	defer infos.close()
-	links, err := sub.open("fd")
+	links, err := dir.open(task.below() + "fd")
 	if err != nil {
 		return vanished(err)
 	}
 	defer links.close()
+	fds, err := links.numbers(".", w.large)
+	if err != nil {
+		return vanished(err)
+	}
+	slices.Sort(fds)
+	infos, err := dir.open(task.below() + "fdinfo")
+	if err != nil {
+		return vanished(err)
+	}
+	defer infos.close()
 	// Each part collects for itself, so that no two touch the same reading.
-	parts := make([]reading, (len(fds)+tablePart-1)/tablePart)
+	parts := make([]reading, max(1, (len(fds)+tablePart-1)/tablePart))
 	found := make([][]*fdRead, len(parts))
 	var wait sync.WaitGroup
 	for i := range parts {
@@ -234,13 +242,13 @@ func (s *scanner) readTable(dir procDir, r *reading, t *tableRead, buf []byte) e
 			}
 		}
 		if i == len(parts)-1 {
-			read(buf)
+			read(w.small)
 			continue
 		}
 		wait.Add(1)
 		go func() {
 			defer wait.Done()
-			read(make([]byte, len(buf)))
+			read(make([]byte, len(w.small)))
 		}()
 	}
 	wait.Wait()
@@ -252,7 +260,7 @@ func (s *scanner) readTable(dir procDir, r *reading, t *tableRead, buf []byte) e
 }
 
 // tablePart is how many descriptors are worth a goroutine.
-const tablePart = 256
+const tablePart = 128
 
 // take adds what was read of a part of a process's descriptors.
 func (r *reading) take(part *reading) {
@@ -271,34 +279,100 @@ func (r *reading) take(part *reading) {
 // system, or can't be swapped: then r has an obstacle.
 func (s *scanner) readFD(infos, links procDir, r *reading, ref FDRef, buf []byte) *fdRead {
 	name := strconv.Itoa(ref.FD)
-	text, err := infos.record(name, buf)
-	if err != nil {
+	var attr unix.Statx_t
+	var ours bool
+	var err error
+	if s.prompt {
+		// One system call says of most that they are none of our business.
+		attr, ours, err = s.examine(links, name)
+		if err == nil && !ours && !s.telling(&attr) || err != nil && vanished(err) == nil {
+			return nil
+		}
+	}
+	text, readErr := infos.record(name, buf)
+	if readErr != nil {
 		return nil // closed meanwhile
 	}
-	info, err := parseFDInfo(text)
-	if err != nil {
-		r.obstacle("fd "+name, fmt.Sprintf("the kernel's description of it is strange (%v)", err), "report this")
+	info, parseErr := parseFDInfo(text)
+	if parseErr != nil {
+		r.obstacle("fd "+name, fmt.Sprintf("the kernel's description of it is strange (%v)", parseErr), "report this")
 		return nil
 	}
 	s.readKind(r, ref, &info)
-	if !s.on(links, name, info.mount) {
-		return nil
+	if !s.prompt {
+		if !s.on(links, name, info.mount) {
+			return nil
+		}
+		attr, ours, err = s.examine(links, name)
 	}
-	f := &fdRead{ref: ref, info: info, mount: s.mounts[info.mount]}
-	if f.seen, err = s.look(links, name); err != nil {
+	if err != nil {
 		if vanished(err) != nil {
 			r.obstacle("fd "+name, fmt.Sprintf("its type can't be told (%v)", err), allowRootRemedy)
 		}
 		return nil
 	}
-	if int(f.attr.Mnt_id) != info.mount {
-		return nil // another file by now: it changes as we look
+	if !ours || int(attr.Mnt_id) != info.mount {
+		return nil // none of ours, or another file by now: it changes as we look
+	}
+	f := &fdRead{ref: ref, info: info, mount: s.mounts[info.mount], seen: seen{attr: attr}}
+	if f.text, err = links.link(name); err != nil {
+		if vanished(err) != nil {
+			r.obstacle("fd "+name, fmt.Sprintf("its path can't be told (%v)", err), "close it")
+		}
+		return nil
 	}
 	if f.mount == nil {
 		r.obstacle("fd "+name+" → "+printable(f.text), "it was opened through a mount that has been detached since", detachedRemedy)
 		return nil
 	}
 	return f
+}
+
+// telling says whether the fdinfo of a file of another file system may have to
+// do with ours: that of sockets, of /dev/fuse, and of all that is no file at
+// all but lives in the kernel's anonymous file system.
+func (s *scanner) telling(st *unix.Statx_t) bool {
+	const fuseMajor, fuseMinor = 10, 229 // Documentation/admin-guide/devices.txt
+	return device(st) == s.anon || st.Mode&unix.S_IFMT == unix.S_IFSOCK ||
+		st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev_major == fuseMajor && st.Rdev_minor == fuseMinor
+}
+
+// examine returns what the kernel knows of a link's target, and whether it is
+// on the file system.
+func (s *scanner) examine(dir procDir, link string) (st unix.Statx_t, ours bool, err error) {
+	if st, err = dir.attributes(link); err == nil || vanished(err) == nil {
+		return st, err == nil && device(&st) == s.dev, err
+	}
+	if st, placeErr := dir.place(link); placeErr != nil || device(&st) != s.dev {
+		return st, false, placeErr
+	}
+	if errors.Is(err, unix.EACCES) {
+		st, err = s.owner.attributes(dir, link)
+	}
+	return st, true, err
+}
+
+// asking are the file systems whose getattr asks a server, or waits for other
+// machines, in spite of AT_STATX_DONT_SYNC (the getattr of each in fs/). Ones
+// that are not in the kernel are taken to behave.
+var asking = map[string]bool{
+	"9p": true, "cifs": true, "smb3": true, "coda": true,
+	"gfs2": true, "ocfs2": true, "orangefs": true,
+}
+
+// anonymousDevice is the device of the kernel's anonymous file system
+// (fs/anon_inodes.c), which an eventfd is on.
+func anonymousDevice() (uint64, error) {
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		return 0, fmt.Errorf("eventfd: %w", err)
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return 0, fmt.Errorf("stat of an eventfd: %w", err)
+	}
+	return st.Dev, nil
 }
 
 const (
@@ -327,16 +401,38 @@ func (s *scanner) on(dir procDir, link string, mount int) bool {
 	dev, known := s.internal[mount]
 	s.mu.Unlock()
 	if !known {
-		var id int
-		var err error
-		if dev, id, err = dir.place(link); err != nil || id != mount {
+		at, err := dir.place(link)
+		if err != nil || int(at.Mnt_id) != mount {
 			return false // closed meanwhile
 		}
+		dev = device(&at)
 		s.mu.Lock()
 		s.internal[mount] = dev
 		s.mu.Unlock()
 	}
 	return dev == s.dev
+}
+
+// readPlace reads the link to a directory, and returns nil if that is not on
+// the file system, or can't be swapped: then r has an obstacle.
+func (s *scanner) readPlace(dir procDir, r *reading, link string) (*placeRead, error) {
+	place, err := dir.place(link)
+	if err != nil || device(&place) != s.dev {
+		return nil, vanished(err)
+	}
+	p := &placeRead{}
+	what := link[strings.LastIndexByte(link, '/')+1:]
+	if p.seen, err = s.look(dir, link); err != nil {
+		if vanished(err) != nil {
+			r.obstacle(what, fmt.Sprintf("its type can't be told (%v)", err), allowRootRemedy)
+		}
+		return nil, nil
+	}
+	if p.mount = s.mounts[int(p.attr.Mnt_id)]; p.mount == nil {
+		r.obstacle(what+" "+printable(p.text), "it is on a mount that has been detached", detachedRemedy)
+		return nil, nil
+	}
+	return p, nil
 }
 
 // look reads a link's text and what the kernel knows of its target.
@@ -345,31 +441,8 @@ func (s *scanner) look(dir procDir, link string) (seen, error) {
 	if err != nil {
 		return seen{}, err
 	}
-	attr, err := dir.attributes(link)
-	if errors.Is(err, unix.EACCES) {
-		attr, err = s.owner.attributes(dir, link)
-	}
+	attr, _, err := s.examine(dir, link)
 	return seen{text, attr}, err
-}
-
-func (s *scanner) readPlace(dir procDir, r *reading, link string) (*placeRead, error) {
-	dev, id, err := dir.place(link)
-	if err != nil || dev != s.dev {
-		return nil, vanished(err)
-	}
-	p := &placeRead{mount: s.mounts[id]}
-	what := link[strings.LastIndexByte(link, '/')+1:]
-	if p.seen, err = s.look(dir, link); err != nil {
-		if vanished(err) != nil {
-			r.obstacle(what, fmt.Sprintf("its type can't be told (%v)", err), allowRootRemedy)
-		}
-		return nil, nil
-	}
-	if p.mount == nil {
-		r.obstacle(what+" "+printable(p.text), "it is on a mount that has been detached", detachedRemedy)
-		return nil, nil
-	}
-	return p, nil
 }
 
 // readKind looks for what a descriptor of any file system has to do with ours.
@@ -459,29 +532,26 @@ type memoryRead struct {
 // system in a system call like mmap(2) holds mmap_lock, and so does a page
 // fault while a writer queues behind it; and smaps waits for the lock
 // (fs/proc/task_mmu.c m_start). It shares nothing with the caller.
-func (s *scanner) readMemory(p *Process, task Task) (memoryRead, error) {
+func (s *scanner) readMemory(w *reader, dir procDir, p *Process, task Task) (memoryRead, error) {
 	var m memoryRead
-	dir, err := openProcDir(fmt.Sprintf("/proc/%d/task/%d", task.PID, task.TID))
-	if err != nil {
-		return m, nil // gone
-	}
-	defer dir.close()
-	buf := make([]byte, 64<<10)
-	text, err := dir.read("maps", buf)
+	text, err := dir.read(task.below()+"maps", w.large)
 	if err != nil {
 		return m, vanished(err)
+	}
+	if !bytes.Contains(text, deviceText(s.dev)) {
+		return m, nil
 	}
 	lines, err := parseMaps(text, s.dev)
 	if err != nil || len(lines) == 0 {
 		return m, err
 	}
-	if text, err = dir.read("smaps", text); err != nil {
+	if text, err = dir.read(task.below()+"smaps", text); err != nil {
 		return m, vanished(err)
 	}
 	if lines, err = parseSmaps(text, s.dev); err != nil {
 		return m, err
 	}
-	files, err := openProcDir(fmt.Sprintf("/proc/%d/map_files", task.PID))
+	files, err := dir.open("map_files")
 	if err != nil {
 		return m, vanished(err)
 	}

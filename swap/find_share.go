@@ -39,28 +39,67 @@ func same(a, b, what int) bool {
 }
 
 // classes sorts items by order and returns the runs of equal ones. An error of
-// order makes two items unequal.
+// order makes two items unequal. Items that are in order already cost one
+// comparison each.
 func classes[T any](items []T, order func(a, b T) (int, error)) [][]T {
 	if len(items) == 0 {
 		return nil
 	}
-	slices.SortFunc(items, func(a, b T) int {
-		o, err := order(a, b)
-		if err != nil {
-			return -1
-		}
-		return o
-	})
+	equal, sorted := compareNeighbours(items, order, true)
+	if !sorted {
+		slices.SortFunc(items, func(a, b T) int {
+			o, err := order(a, b)
+			if err != nil {
+				return -1
+			}
+			return o
+		})
+		equal, _ = compareNeighbours(items, order, false)
+	}
 	var runs [][]T
 	start := 0
 	for i := 1; i <= len(items); i++ {
-		if i < len(items) {
-			if o, err := order(items[i-1], items[i]); err == nil && o == 0 {
-				continue
-			}
+		if i < len(items) && equal[i] {
+			continue
 		}
 		runs = append(runs, items[start:i])
 		start = i
 	}
 	return runs
+}
+
+// compareNeighbours says of each item whether it equals the one before, and
+// whether they are in order: if they must be, it ends at the first that isn't.
+func compareNeighbours[T any](items []T, order func(a, b T) (int, error), must bool) (equal []bool, sorted bool) {
+	equal = make([]bool, len(items))
+	sorted = true
+	for i := 1; i < len(items); i++ {
+		o, err := order(items[i-1], items[i])
+		equal[i] = err == nil && o == 0
+		if err == nil && o > 0 {
+			if sorted = false; must {
+				break
+			}
+		}
+	}
+	return equal, sorted
+}
+
+// ranks is the order in which classes left items, to begin with the next time:
+// the order that kcmp gives is the same until the next boot, and few items are
+// new.
+type ranks[K comparable] map[K]int
+
+// apply sorts items as they were, new ones last.
+func apply[K comparable, T any](r ranks[K], items []T, key func(T) K) {
+	if len(r) == 0 {
+		return
+	}
+	rank := func(item T) int {
+		if n, ok := r[key(item)]; ok {
+			return n
+		}
+		return len(r)
+	}
+	slices.SortStableFunc(items, func(a, b T) int { return rank(a) - rank(b) })
 }

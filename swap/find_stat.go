@@ -15,6 +15,7 @@ type procStat struct {
 	state      byte   // field 3
 	ppid       int    // field 4
 	flags      uint64 // field 9: PF_…
+	threads    int    // field 20
 	start      uint64 // field 22, in clock ticks since boot
 	startStack uint64 // field 28: where the stack began; 0 if hidden or none
 }
@@ -48,11 +49,12 @@ func parseStat(text []byte) (procStat, error) {
 		return s, fmt.Errorf("stat %q: %w", text, errStat)
 	}
 	s.state = fields[0][0]
-	var errs [4]error
+	var errs [5]error
 	s.ppid, errs[0] = strconv.Atoi(fields[4-3])
 	s.flags, errs[1] = strconv.ParseUint(fields[9-3], 10, 64)
 	s.start, errs[2] = strconv.ParseUint(fields[22-3], 10, 64)
 	s.startStack, errs[3] = strconv.ParseUint(fields[28-3], 10, 64)
+	s.threads, errs[4] = strconv.Atoi(fields[20-3])
 	if err := errors.Join(errs[:]...); err != nil {
 		return s, fmt.Errorf("stat %q: %w", text, errStat)
 	}

@@ -39,6 +39,7 @@ type Plan struct {
 	AskOld bool
 
 	opener *opener
+	known  *knowledge
 }
 
 // Option changes how a plan is made.
@@ -59,23 +60,27 @@ func NewPlan(ctx context.Context, from, to Endpoint, scope Scope, options ...Opt
 	case from.Mount.Dev == to.Mount.Dev:
 		return nil, exit.Usage("--from %s and --to %s are the same file system", from.Path, to.Path)
 	}
-	p := &Plan{From: from, To: to, Scope: scope}
+	p := &Plan{From: from, To: to, Scope: scope, known: &knowledge{}}
 	for _, o := range options {
 		o(p)
 	}
-	usage, err := Find(ctx, from.Mount.Dev, scope)
-	if err != nil {
-		return nil, err
-	}
-	if p.opener, err = newOpener(p); err != nil {
-		usage.Close()
-		return nil, err
-	}
-	if err := p.fill(ctx, usage); err != nil {
+	if err := p.make(ctx); err != nil {
 		p.Close()
 		return nil, err
 	}
 	return p, nil
+}
+
+// make is the first look.
+func (p *Plan) make(ctx context.Context) error {
+	usage, err := find(ctx, p.From.Mount.Dev, p.Scope, p.known)
+	if err != nil {
+		return err
+	}
+	if p.opener, err = newOpener(p); err != nil {
+		return err
+	}
+	return p.fill(ctx, usage)
 }
 
 // Refresh looks again at everybody in scope and brings the plan up to date:
@@ -86,7 +91,7 @@ func NewPlan(ctx context.Context, from, to Endpoint, scope Scope, options ...Opt
 //
 // It returns a [*RefusedError] if something is in the way now.
 func (p *Plan) Refresh(ctx context.Context) error {
-	usage, err := find(ctx, p.From.Mount.Dev, p.Scope, false)
+	usage, err := find(ctx, p.From.Mount.Dev, p.Scope, p.known)
 	if err != nil {
 		return err
 	}
@@ -99,14 +104,10 @@ func (p *Plan) Refresh(ctx context.Context) error {
 
 // fill makes usage the plan's and opens what it lacks.
 func (p *Plan) fill(ctx context.Context, usage *Usage) error {
-	old := p.Usage
 	p.Usage = usage
 	p.Obstacles = append([]Obstacle(nil), usage.Obstacles...)
 	err := p.opener.fill(ctx, usage)
 	p.Obstacles = append(p.Obstacles, p.opener.obstacles...)
-	if old != nil {
-		old.Close()
-	}
 	return err
 }
 
@@ -115,9 +116,7 @@ func (p *Plan) Close() {
 	if p.opener != nil {
 		p.opener.close()
 	}
-	if p.Usage != nil {
-		p.Usage.Close()
-	}
+	p.known.close()
 }
 
 // Err returns a [*RefusedError] of status [exit.Refused] if anything is in the

@@ -102,8 +102,9 @@ func hasPosition(dir *os.File, pos int64) error {
 
 // dirEntry is an entry of a directory and the position after it.
 type dirEntry struct {
-	name string
-	next int64
+	name  string
+	inode uint64
+	next  int64
 }
 
 // maxEntries bounds what is read of a directory: a FUSE daemon may make one
@@ -167,7 +168,11 @@ func parseEntries(data []byte) ([]dirEntry, error) {
 		if !ended {
 			return nil, errEntries
 		}
-		entries = append(entries, dirEntry{string(name), int64(binary.NativeEndian.Uint64(data[8:]))})
+		entries = append(entries, dirEntry{
+			name:  string(name),
+			inode: binary.NativeEndian.Uint64(data),
+			next:  int64(binary.NativeEndian.Uint64(data[8:])),
+		})
 		data = data[length:]
 	}
 	return entries, nil

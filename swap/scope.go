@@ -94,7 +94,7 @@ func allStats() (map[int]procStat, error) {
 		return nil, fmt.Errorf("open /proc: %w", err)
 	}
 	defer proc.close()
-	pids, err := proc.numbers(".")
+	pids, err := proc.numbers(".", make([]byte, 64<<10))
 	if err != nil {
 		return nil, fmt.Errorf("list /proc: %w", err)
 	}

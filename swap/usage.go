@@ -20,13 +20,16 @@ type Usage struct {
 	Spaces       []*AddressSpace
 	Obstacles    []Obstacle // what can't be swapped
 	Servers      []int      // processes that hold the file system's /dev/fuse
-	Hidden       []int      // processes that may not be looked at
+	Hidden       []int      // processes that can't be looked at
+
+	owned *knowledge // holds the namespaces; nil if a plan does
 }
 
 // Close lets go of the namespaces.
 func (u *Usage) Close() {
-	for _, m := range u.Mounts {
-		m.Namespace.Close()
+	if u.owned != nil {
+		u.owned.close()
+		u.owned = nil
 	}
 }
 
