@@ -19,11 +19,10 @@ type Options struct {
 	// OpenGate is called once nothing is known to be in the way, and before
 	// anyone is stopped: a shut stub must let its requests go on there, onto
 	// the new mount, since who waits in one can't be stopped. It returns how
-	// to shut the gate again, should something turn out to be in the way once
-	// the old file system answers. Nil if there is no gate.
+	// to shut the gate again if the run fails, or nil where it was open before.
+	// That there is an OpenGate says that the old file system answers after
+	// it; without one it is not asked anything.
 	OpenGate func(context.Context) (shut func() error, err error)
-	// Phase is told each step's name as it begins. May be nil.
-	Phase func(name string)
 }
 
 // Result says what a run did. Its JSON form is a stable contract.
@@ -68,10 +67,11 @@ type run struct {
 	began   time.Time
 	result  Result
 
-	stopped *stopped
-	verdict *verdict
-	teams   []team // one per tracer
-	changed []changedMount
+	shutGate func() error // nil if no gate was opened
+	stopped  *stopped
+	verdict  *verdict
+	teams    []team // one per tracer
+	changed  []changedMount
 }
 
 // close lets everyone go who hasn't been.
@@ -89,60 +89,51 @@ func (r *run) close() {
 	}
 }
 
-func (r *run) phase(name string) {
-	if r.options.Phase != nil {
-		r.options.Phase(name)
+func (r *run) do(ctx context.Context) error {
+	if err := r.upToCommit(ctx); err != nil {
+		return errors.Join(err, r.goBack())
 	}
+	return r.goForward()
 }
 
-func (r *run) do(ctx context.Context) (err error) {
+// upToCommit does everything that can fail.
+func (r *run) upToCommit(ctx context.Context) (err error) {
 	if r.verdict, err = newVerdict(); err != nil {
 		return err
 	}
 	if err := r.openGate(ctx); err != nil {
 		return err
 	}
-	r.phase("stop")
 	if err := r.stop(ctx); err != nil {
 		return err
 	}
-	r.phase("replace")
-	err = r.prepare(ctx)
-	if err == nil {
-		r.phase("mount points")
-		err = r.changeMounts()
+	if err := r.prepare(ctx); err != nil {
+		return err
 	}
-	if err == nil {
-		err = ctx.Err()
+	if err := r.changeMounts(); err != nil {
+		return err
 	}
-	if err != nil {
-		return errors.Join(err, r.goBack())
-	}
-	r.phase("commit")
-	return r.goForward()
+	return ctx.Err()
 }
 
-// openGate makes a stub answer, and then asks it what only it can tell.
-func (r *run) openGate(ctx context.Context) error {
+// openGate makes a stub answer, and then asks the old file system what only it
+// can tell.
+func (r *run) openGate(ctx context.Context) (err error) {
 	if r.options.OpenGate == nil {
 		return r.plan.Err()
 	}
-	r.phase("open the gate")
-	shut, err := r.options.OpenGate(ctx)
-	if err != nil {
+	if r.shutGate, err = r.options.OpenGate(ctx); err != nil {
 		return err
 	}
 	r.plan.AskOld = true
 	if r.plan.Err() == nil {
 		return nil
 	}
-	if err := r.plan.Refresh(ctx); err != nil {
-		return errors.Join(err, shut())
-	}
-	return nil
+	return r.plan.Refresh(ctx)
 }
 
-// goBack lets every batch undo what it did, and the mount points with them.
+// goBack lets every batch undo what it did, and brings back the mount points
+// and the gate.
 func (r *run) goBack() error {
 	restored := r.restoreMounts()
 	ctx, cancel := graceful()
@@ -157,7 +148,14 @@ func (r *run) goBack() error {
 		}
 		return errors.Join(errs...)
 	})
-	return errors.Join(restored, back)
+	var released, shut error
+	if r.stopped != nil {
+		released = r.stopped.releaseAll()
+	}
+	if r.shutGate != nil {
+		shut = r.shutGate()
+	}
+	return errors.Join(restored, back, released, shut)
 }
 
 // goForward commits, and sees everyone off. From here on nothing is undone:

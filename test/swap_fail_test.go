@@ -50,6 +50,37 @@ func TestSwapThatFailsGoesBack(t *testing.T) {
 	counter.Check()
 }
 
+// TestSwapOffAStubThatFailsShutsItAgain: who waited has its answer by then, and
+// who comes after waits again.
+func TestSwapOffAStubThatFailsShutsItAgain(t *testing.T) {
+	t.Parallel()
+	m := toStub(t)
+	m.put(t, "f", pages(64))
+	p := rig.StartPuppet(t)
+	fd := p.Open(m.old+"/f", unix.O_RDONLY)
+	p.Mmap(fd, 64*page, unix.PROT_READ, unix.MAP_PRIVATE)
+	limitMemory(t, p, vmSize(t, p)+64<<10)
+	rig.SPFS(t, "mode", m.old, "stub").OK(t)
+	waiting := p.Start(unix.SYS_PREAD64, fd, make([]byte, 5), 5, 8*page)
+	rig.AwaitHeld(t, m.old, 1)
+
+	rig.Run(t, rig.Build(t).Swap, "run", "--from", m.old, "--to", m.new).Fails(t, 1, itoa(p.PID), "/f")
+	if n, err := waiting.Wait(); n != 5 || err != nil {
+		t.Errorf("the read that waited returned %d (%v), want 5 bytes", n, err)
+	}
+	if mode := rig.StatusOf(t, m.old).Mode; mode != "stub" {
+		t.Errorf("after the failed run it is a %s, want stub", mode)
+	}
+	again := p.Start(unix.SYS_PREAD64, fd, make([]byte, 5), 5, 16*page)
+	rig.AwaitHeld(t, m.old, 1)
+
+	limitMemory(t, p, unix.RLIM_INFINITY)
+	m.swap(t)
+	if n, err := again.Wait(); n != 5 || err != nil {
+		t.Errorf("the second read returned %d (%v), want 5 bytes", n, err)
+	}
+}
+
 func limitMemory(t *testing.T, p *rig.Puppet, bytes uint64) {
 	t.Helper()
 	limit := unix.Rlimit{Cur: bytes, Max: unix.RLIM_INFINITY}

@@ -53,10 +53,6 @@ func runSwap(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if gate == nil && len(plan.Usage.Servers) > 0 && !plan.AskOld {
-		// A daemon lives, so it may be asked: as if a gate were open.
-		gate = func(context.Context) (func() error, error) { return func() error { return nil }, nil }
-	}
 	result, err := plan.Run(c.Context, swap.Options{
 		Timeout:  c.Duration("timeout"),
 		Move:     c.Bool("move"),
@@ -74,33 +70,49 @@ func runSwap(c *cli.Context) error {
 	return nil
 }
 
-// gateOf returns what lets the requests that wait in a stub go on to the new
-// mount. It is nil if the file system is no stub of ours.
+// gateOf returns what makes the old file system answer: for a shut stub the
+// opening of its gate onto the new mount; for a proxy or another daemon that
+// lives nothing needs to be done. It is nil if there is nobody to answer.
 func gateOf(plan *swap.Plan) (func(context.Context) (func() error, error), error) {
 	client, err := control.Dial(plan.From.Mount.Dev)
 	if errors.Is(err, control.ErrNotServed) {
-		return nil, nil
+		if len(plan.Usage.Servers) == 0 {
+			return nil, nil
+		}
+		return answersAlready, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	client.Close()
-	return func(ctx context.Context) (func() error, error) {
-		client, err := control.Dial(plan.From.Mount.Dev)
-		if err != nil {
-			return nil, err
-		}
-		defer client.Close()
-		dir, err := mounts.Open(plan.To.Mount)
-		if err != nil {
-			return nil, err
-		}
-		defer dir.Close()
-		if err := client.Proxy(ctx, dir); err != nil {
-			return nil, fmt.Errorf("opening the gate of %s onto %s: %w", plan.From.Path, plan.To.Path, err)
-		}
-		return func() error { return shutGate(plan) }, nil
-	}, nil
+	defer client.Close()
+	status, err := client.Status(context.Background())
+	if err != nil {
+		return nil, err
+	}
+	if status.Mode != control.ModeStub {
+		return answersAlready, nil
+	}
+	return func(ctx context.Context) (func() error, error) { return openGate(ctx, plan) }, nil
+}
+
+func answersAlready(context.Context) (func() error, error) { return nil, nil }
+
+// openGate opens the gate of a shut stub onto the new mount.
+func openGate(ctx context.Context, plan *swap.Plan) (shut func() error, err error) {
+	client, err := control.Dial(plan.From.Mount.Dev)
+	if err != nil {
+		return nil, err
+	}
+	defer client.Close()
+	dir, err := mounts.Open(plan.To.Mount)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	if err := client.Proxy(ctx, dir); err != nil {
+		return nil, fmt.Errorf("opening the gate of %s onto %s: %w", plan.From.Path, plan.To.Path, err)
+	}
+	return func() error { return shutGate(plan) }, nil
 }
 
 // shutGate makes the stub hold requests again.
