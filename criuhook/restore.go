@@ -94,6 +94,8 @@ func Restore(ctx context.Context, o RestoreOptions) (*Restored, error) {
 	done := &Restored{PID: r.pid}
 	if !o.Detach {
 		done.Status, err = waitFor(r.pid)
+		// A stub that it never was swapped from is of no use now.
+		sweep()
 	}
 	return done, err
 }

@@ -49,11 +49,25 @@ func newWorkspace() (*workspace, error) {
 // openWorkspace takes an existing workspace over. It fails if another process
 // has it.
 func openWorkspace(path string) (*workspace, error) {
+	return lockWorkspace(path, unix.LOCK_EX|unix.LOCK_NB)
+}
+
+// awaitWorkspace takes an existing workspace over when nobody else has it.
+func awaitWorkspace(path string) (*workspace, error) {
+	return lockWorkspace(path, unix.LOCK_EX)
+}
+
+func lockWorkspace(path string, how int) (*workspace, error) {
 	dir, err := os.OpenFile(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	for {
+		if err = unix.Flock(int(dir.Fd()), how); err != unix.EINTR {
+			break
+		}
+	}
+	if err != nil {
 		dir.Close()
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
@@ -77,6 +91,9 @@ func (w *workspace) close() error {
 // other than stubs that a tree waits on, and every directory without a mount.
 func (w *workspace) tidy() error {
 	entries, err := os.ReadDir(w.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // who had it before has removed it
+	}
 	if err != nil {
 		return err
 	}
@@ -94,6 +111,26 @@ func (w *workspace) tidy() error {
 		errs = append(errs, removeIfThere(w.path))
 	}
 	return errors.Join(errs...)
+}
+
+// StubEnded is called by the daemon of a stub when its connection has ended. If
+// the stub was mounted in a workspace, at path, it clears that mount point, where
+// a swap has mounted the new file system as it has wherever the stub was; and
+// the workspace, if nobody waits on another stub in it. It waits for a restore
+// that still works there. Of any other mount point it does nothing.
+func StubEnded(path string) error {
+	dir := filepath.Dir(path)
+	if ok, err := filepath.Match(filepath.Join(runDirectory, workspacePrefix+"*"), dir); err != nil || !ok {
+		return err
+	}
+	w, err := awaitWorkspace(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(clearMountPoint(path), w.close())
 }
 
 // waitedOn tells whether a running spfs serves the mount at p, and somebody may

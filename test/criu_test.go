@@ -48,24 +48,39 @@ func restoreCommand(t *testing.T, c *rig.Container, images string, flags ...stri
 		flags, []string{"--", "--root", c.Root})...)
 }
 
-// discardStubs takes away what a restore by hand leaves in this namespace: the
-// stubs, or what was swapped in for them, and their directories.
+// discardStubs ends the stubs that a restore without --mount leaves, as a user
+// would, and sees to it that they leave nothing.
 func discardStubs(t *testing.T) {
 	t.Helper()
 	for _, s := range rig.Statuses(t) {
-		rig.SPFS(t, "umount", "--force", s.Mountpoint)
+		rig.SPFS(t, "umount", "--force", s.Mountpoint).OK(t)
 	}
-	for _, at := range rig.MountsBeneath(t, "/run/spfs") {
-		if at != "/run/spfs" {
-			rig.Unmount(t, at)
-		}
+	nothingLeft(t)
+}
+
+// nothingLeft waits until the directory of everything that runs is empty: a
+// stub's daemon cleans up when the stub's last user has gone.
+func nothingLeft(t *testing.T) {
+	t.Helper()
+	rig.Await(t, 20*time.Second, func() bool {
+		entries, err := os.ReadDir("/run/spfs")
+		return err == nil && len(entries) == 0 && len(rig.MountsBeneath(t, "/run/spfs")) <= 1 // a tmpfs: rig.Contain
+	}, "the end of everything in /run/spfs")
+}
+
+// swapOff swaps everyone from a stub of a restore to what is mounted at to, and
+// checks that nothing but to is left of either on this machine.
+func swapOff(t *testing.T, stub rig.Status, data, to string) (m *mounts) {
+	t.Helper()
+	m = &mounts{data: data, old: stub.Mountpoint, new: to}
+	m.note(t)
+	rig.Run(t, rig.Build(t).Swap, "run", "--from", m.old, "--to", m.new).OK(t)
+	nothingLeft(t)
+	m.gone(t)
+	if at := rig.MountsOf(t, m.newDev); !slices.Equal(at, []string{to}) {
+		t.Errorf("the new file system is mounted at %v, want only %s", at, to)
 	}
-	dirs, _ := filepath.Glob("/run/spfs/restore-*")
-	for _, d := range dirs {
-		if err := os.RemoveAll(d); err != nil {
-			t.Error(err)
-		}
-	}
+	return m
 }
 
 // stubBy finds the stub in which pid waits.
@@ -124,9 +139,7 @@ func TestCheckpointThenSwapByHand(t *testing.T) {
 			}
 
 			k.serve(t, data, again)
-			m := &mounts{data: data, old: stub.Mountpoint, new: again}
-			m.note(t)
-			m.swap(t)
+			m := swapOff(t, stub, data, again)
 			c.Counter.CountsOn(100)
 			if got := devAt(t, c.PID, "/mnt"); got != m.newDev {
 				t.Errorf("the container has %s at /mnt, want %s", devName(got), devName(m.newDev))
@@ -504,9 +517,7 @@ func TestRestoreWithAMountCommandThatFails(t *testing.T) {
 	stub := stubBy(t, c.PID)
 	again := rig.Mkdir(t, rig.Dir(t), "again")
 	rig.Bindfs(t, data, again)
-	m := &mounts{data: data, old: stub.Mountpoint, new: again}
-	m.note(t)
-	m.swap(t)
+	swapOff(t, stub, data, again)
 	c.Counter.CountsOn(50)
 	c.Counter.Check()
 	c.Counter.End(data)

@@ -61,9 +61,7 @@ func TestHookOfPlainCRIU(t *testing.T) {
 				c.Counter.Stands(50 * time.Millisecond)
 				again := rig.Mkdir(t, top, "again")
 				rig.Bindfs(t, data, again)
-				m := &mounts{data: data, old: stub.Mountpoint, new: again}
-				m.note(t)
-				m.swap(t)
+				swapOff(t, stub, data, again)
 			}
 			c.Counter.CountsOn(100)
 			c.Counter.Check()

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"os/signal"
 	"strconv"
 
@@ -61,9 +62,10 @@ Example:
 		}
 		ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
 		defer stop()
+		run := func(ctx context.Context, o daemon.Options) error { return daemon.Run(ctx, o, func() {}) }
 		if c.Bool("report") {
-			return daemon.RunReporting(ctx, o)
+			run = daemon.RunReporting
 		}
-		return daemon.Run(ctx, o, func() {})
+		return errors.Join(run(ctx, o), criuhook.StubEnded(o.Mountpoint))
 	},
 }

@@ -79,6 +79,22 @@ func MountsBeneath(t T, dir string) (points []string) {
 	return points
 }
 
+// MountsOf lists the places where the file system with that st_dev is mounted in
+// this mount namespace.
+func MountsOf(t T, dev uint64) (points []string) {
+	t.Helper()
+	infos, err := mountinfo.GetMounts(nil)
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
+	for _, m := range infos {
+		if unix.Mkdev(uint32(m.Major), uint32(m.Minor)) == dev {
+			points = append(points, m.Mountpoint)
+		}
+	}
+	return points
+}
+
 // MountAt returns the topmost mount at dir as a process sees it; pid 0 is this
 // one. It is nil if nothing is mounted there.
 func MountAt(t T, pid int, dir string) (found *mountinfo.Info) {
