@@ -167,7 +167,7 @@ func (r *run) goForward() error {
 	defer cancel()
 	errs := []error{r.each(func(t *team) error { return r.seeOff(ctx, t) })}
 	errs = append(errs, r.stopped.releaseAll())
-	r.result.StoppedUS = time.Since(r.stopped.since).Microseconds()
+	r.result.StoppedUS = r.stopped.duration().Microseconds()
 	r.dropOldMounts()
 	if r.options.Move {
 		errs = append(errs, r.detachTo())

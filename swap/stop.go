@@ -33,6 +33,14 @@ func newStopped() *stopped {
 	return s
 }
 
+// duration is how long somebody has been stopped.
+func (s *stopped) duration() time.Duration {
+	if s.since.IsZero() {
+		return 0 // nobody uses the mount
+	}
+	return time.Since(s.since)
+}
+
 // close lets all go.
 func (s *stopped) close() {
 	// A process that could not be let go is let go with the tracer's thread.

@@ -177,3 +177,12 @@ func TestSwapOfATreeOnly(t *testing.T) {
 		}
 	}
 }
+
+// TestSwapOfAMountThatNobodyUses changes the mount point only.
+func TestSwapOfAMountThatNobodyUses(t *testing.T) {
+	t.Parallel()
+	m := bindfsTwice(t)
+	if r := m.swap(t); r.Processes != 0 || r.StoppedUS != 0 || r.TotalUS <= 0 {
+		t.Errorf("reported %+v, want no process, nobody stopped, and some time in all", r)
+	}
+}
