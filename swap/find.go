@@ -41,6 +41,9 @@ type knowledge struct {
 	hung   map[int]uint64 // processes that a reader got stuck in, likewise
 	files  ranks[FDRef]
 	tasks  map[int]ranks[int] // by what kcmp compared
+
+	stopped map[int]bool   // processes that were stopped before this look
+	still   map[int]*visit // what was read of those that nobody can change
 }
 
 func (k *knowledge) close() {
@@ -80,6 +83,7 @@ func find(ctx context.Context, dev uint64, scope Scope, k *knowledge) (*Usage, e
 		return nil, err
 	}
 	newAssembly(u, s, members, k).add(readings)
+	k.forgetShared(u)
 	u.addHidden(s.hidden, members)
 	return u, nil
 }
@@ -196,14 +200,21 @@ func (s *scanner) readAll(ctx context.Context, k *knowledge, self bool) ([]*read
 		if p.number == os.Getpid() && !self || k.kernel[p.number] == p.inode {
 			continue
 		}
-		visits = append(visits, &visit{pid: p.number, inode: p.inode, brief: k.hung[p.number] == p.inode})
+		v := &visit{
+			pid: p.number, inode: p.inode,
+			brief: k.hung[p.number] == p.inode, stopped: k.stopped[p.number],
+		}
+		if old := k.still[p.number]; old != nil && old.inode == p.inode && v.stopped {
+			v.before = old.reading
+		}
+		visits = append(visits, v)
 	}
 	c := &crew{ctx: ctx, visit: s.visit}
 	c.run(visits)
 	if k.kernel == nil {
 		k.kernel = map[int]uint64{}
 	}
-	k.hung = map[int]uint64{}
+	k.hung, k.still = map[int]uint64{}, map[int]*visit{}
 	var readings []*reading
 	for _, v := range visits {
 		if v.stuck {
@@ -222,16 +233,18 @@ func (s *scanner) readAll(ctx context.Context, k *knowledge, self bool) ([]*read
 		case v.err != nil:
 			return nil, fmt.Errorf("process %d: %w", v.pid, v.err)
 		case v.stuck:
-			r.doubt("memory", "it can't be read: a task of the process holds its lock, likely while it waits for a file system", stuckRemedy)
-			if !r.uses() {
+			if r.uses() {
+				r.obstacle("memory", "it can't be read: a task of the process holds its lock, likely while it waits for a file system", stuckRemedy)
+			} else {
 				s.hidden = append(s.hidden, v.pid)
 			}
 		default:
 			r.space.maps = v.memory.maps
 			r.obstacles = append(r.obstacles, v.memory.obstacles...)
-		}
-		if r.uses() {
-			s.readTracers(r)
+			r.traced, r.tracer = v.memory.traced, v.memory.tracer
+			if v.stopped && len(r.obstacles) == 0 {
+				k.still[v.pid] = v
+			}
 		}
 		readings = append(readings, r)
 	}
@@ -241,46 +254,154 @@ func (s *scanner) readAll(ctx context.Context, k *knowledge, self bool) ([]*read
 
 // visit reads one process.
 func (s *scanner) visit(w *reader, v *visit) {
-	var r *reading
 	dir, err := openProcDir("/proc/" + strconv.Itoa(v.pid))
 	if err != nil {
-		err = errGone
-	} else {
-		defer dir.close()
-		r, err = s.readFiles(w, dir, v.pid)
+		w.publish(v, func() { v.err = errGone })
+		return
 	}
+	defer dir.close()
+	r, m := s.readAgain(w, dir, v.before)
+	if r != nil {
+		w.publish(v, func() { v.reading, v.memory = r, m })
+		return
+	}
+	r, err = s.readFiles(w, dir, v.pid)
 	w.publish(v, func() { v.reading, v.err = r, err })
 	if err != nil {
 		return
 	}
-	process, task := r.process, r.space.task // r is another's from here on
-	m, err := s.readMemory(w, dir, process, task)
+	// r is another's from here on.
+	process, task, uses := r.process, r.space.task, r.uses()
+	m, err = s.readMemory(w, dir, process, task)
+	if err == nil && !v.stopped && (uses || len(m.maps) > 0) {
+		err = s.readTracers(w, dir, process, &m)
+	}
 	w.publish(v, func() { v.memory, v.err = m, err })
+}
+
+// readAgain returns what was read before of a process that has been stopped
+// since, with that read anew which others can change; or nil, if all of it is
+// to be read.
+func (s *scanner) readAgain(w *reader, dir procDir, before *reading) (*reading, memoryRead) {
+	if before == nil {
+		return nil, memoryRead{}
+	}
+	text, err := dir.record("stat", w.small)
+	if err != nil {
+		return nil, memoryRead{}
+	}
+	if stat, err := parseStat(text); err != nil || stat.gone() {
+		return nil, memoryRead{}
+	}
+	// The mounts are other objects in each look.
+	r := *before
+	r.tables, r.contexts = slices.Clone(r.tables), slices.Clone(r.contexts)
+	known := true
+	mount := func(m **Mount) {
+		*m = s.mounts[(*m).ID]
+		known = known && *m != nil
+	}
+	for i := range r.tables {
+		r.tables[i].fds = slices.Clone(r.tables[i].fds)
+		for j, f := range r.tables[i].fds {
+			fd := *f
+			mount(&fd.mount)
+			r.tables[i].fds[j] = &fd
+		}
+	}
+	for i := range r.contexts {
+		for _, place := range []**placeRead{&r.contexts[i].cwd, &r.contexts[i].root} {
+			if *place != nil {
+				p := **place
+				mount(&p.mount)
+				*place = &p
+			}
+		}
+	}
+	r.space.maps = slices.Clone(r.space.maps)
+	for i := range r.space.maps {
+		mount(&r.space.maps[i].mount)
+	}
+	if !known {
+		return nil, memoryRead{}
+	}
+	refs := r.kinds.refs
+	r.kinds = kindsRead{}
+	for _, ref := range refs {
+		text, err := dir.record(ref.below()+"fdinfo/"+strconv.Itoa(ref.FD), w.small)
+		if err != nil {
+			return nil, memoryRead{}
+		}
+		info, err := parseFDInfo(text)
+		if err != nil {
+			return nil, memoryRead{}
+		}
+		s.readKind(&r.kinds, r.process, ref, &info)
+	}
+	return &r, memoryRead{maps: r.space.maps}
+}
+
+// forgetShared forgets the stopped processes that share something with one
+// that is not.
+func (k *knowledge) forgetShared(u *Usage) {
+	check := func(pids func(yield func(int) bool)) {
+		moving := false
+		for pid := range pids {
+			moving = moving || !k.stopped[pid]
+		}
+		if moving {
+			for pid := range pids {
+				delete(k.still, pid)
+			}
+		}
+	}
+	of := func(tasks []Task) func(yield func(int) bool) {
+		return func(yield func(int) bool) {
+			for _, t := range tasks {
+				if !yield(t.PID) {
+					return
+				}
+			}
+		}
+	}
+	for _, t := range u.Tables {
+		check(of(t.Tasks))
+	}
+	for _, c := range u.Contexts {
+		check(of(c.Tasks))
+	}
+	for _, s := range u.Spaces {
+		check(of(s.Tasks))
+	}
+	for _, d := range u.Descriptions {
+		check(func(yield func(int) bool) {
+			for _, r := range d.Refs {
+				if !yield(r.PID) {
+					return
+				}
+			}
+		})
+	}
 }
 
 const stuckRemedy = "let the file system answer, or end the process"
 
-// readTracers finds the tasks that somebody traces already.
-func (s *scanner) readTracers(r *reading) {
-	buf := make([]byte, 4096)
-	dir, err := openProcDir("/proc/" + strconv.Itoa(r.process.PID) + "/task")
-	if err != nil {
-		return
-	}
-	defer dir.close()
-	for _, tid := range r.process.Tasks {
-		text, err := dir.record(strconv.Itoa(tid)+"/status", buf)
+// readTracers finds the tasks that somebody else traces already.
+func (s *scanner) readTracers(w *reader, dir procDir, p *Process, m *memoryRead) error {
+	for _, tid := range p.Tasks {
+		task := Task{p.PID, tid}
+		text, err := dir.record(task.below()+"status", w.small)
 		if err != nil {
 			continue
 		}
 		tracer, _, err := parseStatus(text)
 		if err != nil {
-			r.obstacle("thread "+strconv.Itoa(tid), err.Error(), "report this")
-			continue
+			return err
 		}
 		if tracer != 0 && !ownThread(tracer) {
-			r.traced = append(r.traced, Task{r.process.PID, tid})
-			r.tracer = tracer
+			m.traced = append(m.traced, task)
+			m.tracer = tracer
 		}
 	}
+	return nil
 }

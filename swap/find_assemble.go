@@ -34,16 +34,17 @@ func newAssembly(u *Usage, s *scanner, members Members, k *knowledge) *assembly 
 func (a *assembly) add(readings []*reading) {
 	users := slices.DeleteFunc(slices.Clone(readings), func(r *reading) bool {
 		inside := a.members.Has(r.process.PID)
-		if r.servers {
+		if r.kinds.servers {
 			a.Servers = append(a.Servers, r.process.PID)
 		}
+		obstacles := slices.Concat(r.obstacles, r.kinds.obstacles)
 		if r.uses() {
-			r.obstacles = append(r.obstacles, r.doubts...)
+			obstacles = append(obstacles, r.kinds.doubts...)
 		}
 		if inside {
-			a.Obstacles = append(a.Obstacles, r.obstacles...)
+			a.Obstacles = append(a.Obstacles, obstacles...)
 		}
-		if !r.uses() && (len(r.obstacles) == 0 || !inside) {
+		if !r.uses() && (len(obstacles) == 0 || !inside) {
 			return true
 		}
 		a.processes[r.process.PID] = r.process
@@ -68,7 +69,7 @@ func (a *assembly) addProcessObstacles(r *reading) {
 	add := func(resource, reason, remedy string) {
 		a.Obstacles = append(a.Obstacles, p.obstacle(resource, reason, remedy))
 	}
-	if r.servers {
+	if r.kinds.servers {
 		add("the daemon itself", "it serves the mount and uses it", "let it use the files beneath instead")
 	}
 	if p.PID == os.Getpid() {
@@ -80,7 +81,7 @@ func (a *assembly) addProcessObstacles(r *reading) {
 	if r.compat {
 		add("program", "it is a 32-bit one", "restart it after")
 	}
-	if r.uring {
+	if r.kinds.uring {
 		add("io_uring", "requests in it may hold files of the mount, which can't be seen", "stop the process")
 	}
 	if len(r.traced) > 0 {
@@ -231,18 +232,20 @@ func (a *assembly) addDescription(fds []*fdRead, tables map[*fdRead]*FDTable) {
 		Flags: first.info.flags &^ unix.O_CLOEXEC, Pos: first.info.pos, NewPos: first.info.pos,
 	}
 	p := a.insider(tasks)
-	resource := fmt.Sprintf("fd %d", first.ref.FD)
-	d.Path, d.attr = a.path(p, resource, first.mount, first.seen)
-	resource += " → " + printable(first.text)
+	number := "fd " + strconv.Itoa(first.ref.FD)
+	d.Path, d.attr = a.path(p, number, first.mount, first.seen)
+	resource := func() string { return number + " → " + printable(first.text) }
 	for _, fd := range fds {
 		d.Refs = append(d.Refs, fd.ref)
 		table := tables[fd]
 		table.FDs = append(table.FDs, FD{Num: fd.ref.FD, CloseOnExec: fd.info.flags&unix.O_CLOEXEC != 0, Description: d})
 	}
 	a.Descriptions = append(a.Descriptions, d)
-	a.notShared(tasks, resource, outsider)
+	if outsider != nil {
+		a.notShared(tasks, resource(), outsider)
+	}
 	add := func(reason, remedy string) {
-		a.Obstacles = append(a.Obstacles, p.obstacle(resource, reason, remedy))
+		a.Obstacles = append(a.Obstacles, p.obstacle(resource(), reason, remedy))
 	}
 	if kind := specialKind(d.Type); kind != "" && d.Flags&unix.O_PATH == 0 {
 		add("it is "+kind, "close it")

@@ -30,8 +30,10 @@ type crew struct {
 // ended.
 type visit struct {
 	pid     int
-	inode   uint64 // of its directory in /proc
-	brief   bool   // it got stuck before: it is not waited for as long
+	inode   uint64   // of its directory in /proc
+	brief   bool     // it got stuck before: it is not waited for as long
+	stopped bool     // by us, since before the look
+	before  *reading // what was read of it when it was stopped already, or nil
 	reading *reading
 	memory  memoryRead
 	err     error

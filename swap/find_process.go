@@ -21,12 +21,22 @@ type reading struct {
 	contexts []contextRead
 	space    spaceRead
 
-	exe     bool // its executable is on the file system
-	compat  bool
+	exe    bool // its executable is on the file system
+	compat bool
+	traced []Task
+	tracer int
+	kinds  kindsRead
+
+	obstacles []Obstacle
+}
+
+// kindsRead is what the descriptors of a process that are not on the file
+// system have to do with it all the same. Other processes may change that
+// while this one is stopped.
+type kindsRead struct {
+	refs    []FDRef // what was looked at
 	uring   bool
-	servers bool // it holds the file system's /dev/fuse
-	traced  []Task
-	tracer  int
+	servers bool             // it holds the file system's /dev/fuse
 	sockets map[uint64]FDRef // Unix sockets, by inode
 
 	obstacles []Obstacle
@@ -92,12 +102,6 @@ func (r *reading) uses() bool {
 
 func (r *reading) obstacle(resource, reason, remedy string) {
 	r.obstacles = append(r.obstacles, r.process.obstacle(resource, reason, remedy))
-}
-
-// doubt notes what is in the way of a process that uses the file system, and
-// says nothing of one that doesn't: much of the machine may be like that.
-func (r *reading) doubt(resource, reason, remedy string) {
-	r.doubts = append(r.doubts, r.process.obstacle(resource, reason, remedy))
 }
 
 func (p *Process) String() string { return fmt.Sprintf("%d (%s)", p.PID, p.Comm) }
@@ -229,16 +233,14 @@ func (s *scanner) readTable(w *reader, dir procDir, r *reading, t *tableRead) er
 	}
 	defer infos.close()
 	// Each part collects for itself, so that no two touch the same reading.
-	parts := make([]reading, max(1, (len(fds)+tablePart-1)/tablePart))
-	found := make([][]*fdRead, len(parts))
+	parts := make([]tablePartRead, max(1, (len(fds)+tablePart-1)/tablePart))
 	var wait sync.WaitGroup
 	for i := range parts {
-		parts[i].process = r.process
+		part := &parts[i]
+		part.process = r.process
 		read := func(buf []byte) {
 			for _, fd := range fds[i*tablePart : min((i+1)*tablePart, len(fds))] {
-				if f := s.readFD(infos, links, &parts[i], FDRef{task, fd}, buf); f != nil {
-					found[i] = append(found[i], f)
-				}
+				s.readFD(infos, links, part, FDRef{task, fd}, buf)
 			}
 		}
 		if i == len(parts)-1 {
@@ -253,31 +255,45 @@ func (s *scanner) readTable(w *reader, dir procDir, r *reading, t *tableRead) er
 	}
 	wait.Wait()
 	for i := range parts {
-		t.fds = append(t.fds, found[i]...)
-		r.take(&parts[i])
+		t.fds = append(t.fds, parts[i].fds...)
+		r.obstacles = append(r.obstacles, parts[i].obstacles...)
+		r.kinds.add(&parts[i].kinds)
 	}
 	return nil
+}
+
+// tablePartRead is what was read of some of a table's descriptors.
+type tablePartRead struct {
+	process   *Process
+	fds       []*fdRead
+	kinds     kindsRead
+	obstacles []Obstacle
+}
+
+func (p *tablePartRead) obstacle(resource, reason, remedy string) {
+	p.obstacles = append(p.obstacles, p.process.obstacle(resource, reason, remedy))
+}
+
+// add adds what was found with other descriptors of the process.
+func (k *kindsRead) add(part *kindsRead) {
+	k.refs = append(k.refs, part.refs...)
+	k.obstacles = append(k.obstacles, part.obstacles...)
+	k.doubts = append(k.doubts, part.doubts...)
+	k.uring = k.uring || part.uring
+	k.servers = k.servers || part.servers
+	if k.sockets == nil {
+		k.sockets = part.sockets
+		return
+	}
+	maps.Copy(k.sockets, part.sockets)
 }
 
 // tablePart is how many descriptors are worth a goroutine.
 const tablePart = 128
 
-// take adds what was read of a part of a process's descriptors.
-func (r *reading) take(part *reading) {
-	r.obstacles = append(r.obstacles, part.obstacles...)
-	r.doubts = append(r.doubts, part.doubts...)
-	r.uring = r.uring || part.uring
-	r.servers = r.servers || part.servers
-	if r.sockets == nil {
-		r.sockets = part.sockets
-		return
-	}
-	maps.Copy(r.sockets, part.sockets)
-}
-
-// readFD reads one descriptor, and returns nil if it is not on the file
-// system, or can't be swapped: then r has an obstacle.
-func (s *scanner) readFD(infos, links procDir, r *reading, ref FDRef, buf []byte) *fdRead {
+// readFD reads one descriptor into part: if it is not on the file system, only
+// what it has to do with that all the same, if anything.
+func (s *scanner) readFD(infos, links procDir, part *tablePartRead, ref FDRef, buf []byte) {
 	name := strconv.Itoa(ref.FD)
 	var attr unix.Statx_t
 	var ours bool
@@ -286,46 +302,48 @@ func (s *scanner) readFD(infos, links procDir, r *reading, ref FDRef, buf []byte
 		// One system call says of most that they are none of our business.
 		attr, ours, err = s.examine(links, name)
 		if err == nil && !ours && !s.telling(&attr) || err != nil && vanished(err) == nil {
-			return nil
+			return
 		}
 	}
-	text, readErr := infos.record(name, buf)
-	if readErr != nil {
-		return nil // closed meanwhile
+	text, infoErr := infos.record(name, buf)
+	if infoErr != nil {
+		return // closed meanwhile
 	}
-	info, parseErr := parseFDInfo(text)
-	if parseErr != nil {
-		r.obstacle("fd "+name, fmt.Sprintf("the kernel's description of it is strange (%v)", parseErr), "report this")
-		return nil
+	info, infoErr := parseFDInfo(text)
+	if infoErr != nil {
+		part.obstacle("fd "+name, fmt.Sprintf("the kernel's description of it is strange (%v)", infoErr), "report this")
+		return
 	}
-	s.readKind(r, ref, &info)
+	if s.mounts[info.mount] == nil {
+		s.readKind(&part.kinds, part.process, ref, &info)
+	}
 	if !s.prompt {
 		if !s.on(links, name, info.mount) {
-			return nil
+			return
 		}
 		attr, ours, err = s.examine(links, name)
 	}
 	if err != nil {
 		if vanished(err) != nil {
-			r.obstacle("fd "+name, fmt.Sprintf("its type can't be told (%v)", err), allowRootRemedy)
+			part.obstacle("fd "+name, fmt.Sprintf("its type can't be told (%v)", err), allowRootRemedy)
 		}
-		return nil
+		return
 	}
 	if !ours || int(attr.Mnt_id) != info.mount {
-		return nil // none of ours, or another file by now: it changes as we look
+		return // none of ours, or another file by now: it changes as we look
 	}
 	f := &fdRead{ref: ref, info: info, mount: s.mounts[info.mount], seen: seen{attr: attr}}
 	if f.text, err = links.link(name); err != nil {
 		if vanished(err) != nil {
-			r.obstacle("fd "+name, fmt.Sprintf("its path can't be told (%v)", err), "close it")
+			part.obstacle("fd "+name, fmt.Sprintf("its path can't be told (%v)", err), "close it")
 		}
-		return nil
+		return
 	}
 	if f.mount == nil {
-		r.obstacle("fd "+name+" → "+printable(f.text), "it was opened through a mount that has been detached since", detachedRemedy)
-		return nil
+		part.obstacle("fd "+name+" → "+printable(f.text), "it was opened through a mount that has been detached since", detachedRemedy)
+		return
 	}
-	return f
+	part.fds = append(part.fds, f)
 }
 
 // telling says whether the fdinfo of a file of another file system may have to
@@ -445,9 +463,14 @@ func (s *scanner) look(dir procDir, link string) (seen, error) {
 	return seen{text, attr}, err
 }
 
-// readKind looks for what a descriptor of any file system has to do with ours.
-func (s *scanner) readKind(r *reading, ref FDRef, info *fdInfo) {
+// readKind looks for what a descriptor of another file system has to do with
+// ours.
+func (s *scanner) readKind(k *kindsRead, p *Process, ref FDRef, info *fdInfo) {
 	name := "fd " + strconv.Itoa(ref.FD)
+	k.refs = append(k.refs, ref)
+	obstacle := func(resource, reason, remedy string) {
+		k.obstacles = append(k.obstacles, p.obstacle(resource, reason, remedy))
+	}
 	kinds := map[string]int(nil)
 	if len(info.watches) > 0 {
 		kinds = map[string]int{}
@@ -462,28 +485,30 @@ func (s *scanner) readKind(r *reading, ref FDRef, info *fdInfo) {
 	}
 	for _, kind := range []string{"epoll", "inotify", "fanotify"} {
 		if n := kinds[kind]; n > 0 {
-			r.obstacle(name+" ("+kind+")", fmt.Sprintf("it watches %d of the mount's files, and would go on watching the old ones", n), "remove the watches or stop the process")
+			obstacle(name+" ("+kind+")", fmt.Sprintf("it watches %d of the mount's files, and would go on watching the old ones", n), "remove the watches or stop the process")
 		}
 	}
 	if info.uring {
-		r.uring = true
+		k.uring = true
 		for _, path := range info.files {
 			if s.covers(path) {
-				r.obstacle(name+" (io_uring)", "the file "+printable(path)+" is registered with it", "stop the process")
+				obstacle(name+" (io_uring)", "the file "+printable(path)+" is registered with it", "stop the process")
 			}
 		}
 	}
 	if info.unixSock {
-		if r.sockets == nil {
-			r.sockets = map[uint64]FDRef{}
+		if k.sockets == nil {
+			k.sockets = map[uint64]FDRef{}
 		}
-		r.sockets[info.ino] = ref
+		k.sockets[info.ino] = ref
 	}
 	if info.scmFDs > 0 {
-		r.doubt(name+" (Unix socket)", fmt.Sprintf("%d descriptors are in flight in it, and can't be looked at", info.scmFDs), "let the process receive them, then try again")
+		// That of processes that don't use the file system is no matter: much
+		// of the machine may be like that.
+		k.doubts = append(k.doubts, p.obstacle(name+" (Unix socket)", fmt.Sprintf("%d descriptors are in flight in it, and can't be looked at", info.scmFDs), "let the process receive them, then try again"))
 	}
 	if info.fuse != 0 && unix.Mkdev(0, uint32(info.fuse)) == s.dev {
-		r.servers = true
+		k.servers = true
 	}
 }
 
@@ -522,9 +547,11 @@ func kernelDev(dev uint64) uint64 {
 	return uint64(unix.Major(dev))<<20 | uint64(unix.Minor(dev))
 }
 
-// memoryRead is what readMemory found.
+// memoryRead is what readMemory and readTracers found.
 type memoryRead struct {
 	maps      []mapRead
+	traced    []Task
+	tracer    int
 	obstacles []Obstacle
 }
 

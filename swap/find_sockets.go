@@ -20,12 +20,12 @@ func (a *assembly) addSockets(readings []*reading) {
 	var failed []string
 	bound := map[uint64]bool{}
 	for _, r := range readings {
-		for ino, ref := range r.sockets {
+		for ino, ref := range r.kinds.sockets {
 			if have, ok := holders[ino]; !ok || compareTasks(ref.Task, have.Task) < 0 {
 				holders[ino] = ref
 			}
 		}
-		if len(r.sockets) == 0 {
+		if len(r.kinds.sockets) == 0 {
 			continue // whoever has bound one, has one: or it is in flight, which is an obstacle
 		}
 		path := fmt.Sprintf("/proc/%d/ns/net", r.process.PID)

@@ -38,6 +38,11 @@ type Plan struct {
 	// believes of it may be checked with it where it decides.
 	AskOld bool
 
+	// Stopped are processes that are stopped and stay so. Refresh need not
+	// read twice what they alone could change. Whoever sets it does so before
+	// Refresh, and only ever adds to it.
+	Stopped map[int]bool
+
 	opener *opener
 	known  *knowledge
 }
@@ -91,6 +96,7 @@ func (p *Plan) make(ctx context.Context) error {
 //
 // It returns a [*RefusedError] if something is in the way now.
 func (p *Plan) Refresh(ctx context.Context) error {
+	p.known.stopped = p.Stopped
 	usage, err := find(ctx, p.From.Mount.Dev, p.Scope, p.known)
 	if err != nil {
 		return err
