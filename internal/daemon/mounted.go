@@ -127,7 +127,9 @@ func (m *mounted) unmount(flags int) error {
 		if dev != m.conn.Dev() {
 			return fmt.Errorf("unmounting %s: something else is mounted over it", p)
 		}
-		err = unix.Unmount(p, flags|unix.UMOUNT_NOFOLLOW)
+	}
+	for _, p := range points {
+		err := unix.Unmount(p, flags|unix.UMOUNT_NOFOLLOW)
 		if errors.Is(err, unix.EBUSY) {
 			return fmt.Errorf("unmounting %s: %w (processes use it; --force takes it away from them)", p, err)
 		}
