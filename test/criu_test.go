@@ -178,13 +178,13 @@ func TestRestoreWithMountCommand(t *testing.T) {
 func TestDumpLeavesRunning(t *testing.T) {
 	data, mnt := rig.Served(t, "mnt")
 	c := rig.StartCounterContainer(t, "/mnt", rig.CounterOptions{FDs: 5, Threads: 1, Children: 1}, mnt[0]+":/mnt")
-	fds, maps := rig.CountFDs(t, c.PID), rig.CountMappings(t, c.PID)
+	fds, maps := c.Counter.CountFDs(c.PID), rig.CountMappings(t, c.PID)
 	for range 5 {
 		dump(t, c, "--leave-running")
 		c.Counter.CountsOn(20)
 	}
 	c.Counter.Check()
-	if got := rig.CountFDs(t, c.PID); got != fds {
+	if got := c.Counter.CountFDs(c.PID); got != fds {
 		t.Errorf("%d descriptors, want %d", got, fds)
 	}
 	if got := rig.CountMappings(t, c.PID); got != maps {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -83,6 +84,24 @@ func counterAt(t T, status string, o CounterOptions) *Counter {
 		c.Workers = append(c.Workers, &Worker{i, (*counterStatus)(unsafe.Pointer(&m[i*size]))})
 	}
 	return c
+}
+
+// CountFDs returns how many descriptors a process of the counter has, without the
+// files here.W, which its workers open and close all the time.
+func (c *Counter) CountFDs(pid int) (n int) {
+	c.t.Helper()
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		c.t.Fatalf("%v", err)
+	}
+	for _, e := range entries {
+		to, err := os.Readlink(filepath.Join(dir, e.Name()))
+		if err == nil && !strings.HasPrefix(filepath.Base(to), "here.") {
+			n++
+		}
+	}
+	return n
 }
 
 // AwaitReady waits until every worker has begun to count.

@@ -29,7 +29,7 @@ type counts struct{ fds, mappings, tasks int }
 
 func count(t rig.T, c *rig.Counter) (n counts) {
 	for _, pid := range rig.Tree(c.PID) {
-		n.fds += rig.CountFDs(t, pid)
+		n.fds += c.CountFDs(pid)
 		n.mappings += rig.CountMappings(t, pid)
 		tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
 		n.tasks += len(tasks)
@@ -70,9 +70,9 @@ func soak(t rig.T) {
 		longest = max(longest, d)
 		c.CountsOn(20)
 		c.Verdict()
-		// One more now and then is the file that each worker opens for a moment.
-		rig.Await(t, 10*time.Second, func() bool { return count(t, c) == before },
-			"after swap %d the client has %+v, as before", i, before)
+		if now := count(t, c); now != before {
+			t.Fatalf("swap %d: the client has %+v, had %+v", i, now, before)
+		}
 		// The kernel releases files after the close, by a request of its own.
 		left := daemons[i%2]
 		if i < 2 {
