@@ -13,14 +13,57 @@ func (o *opener) check(j *opening) {
 	if j.got == nil {
 		return
 	}
-	// What is being written to may differ at any moment until all is stopped.
-	settled := o.final || !o.written[j.want.ino]
-	if j.compares && settled && j.got.size != int64(j.attr.Size) {
+	written := o.written[j.want.ino]
+	switch {
+	case !j.compares || j.got.size == int64(j.attr.Size):
+	case o.final || !written:
 		o.compareSize(j)
+	default:
+		o.noteSize(j)
+	}
+	if j.compares && o.final && written && len(j.obstacles) == 0 {
+		o.dropStale(j)
 	}
 	if j.readsDir && (!j.got.posSet || j.got.pos != j.pos) {
 		o.placeInDirectory(j)
 	}
+}
+
+// noteSize compares the size of a file that is being written to, and so may
+// differ at any moment until all is stopped. If it does not now, there is
+// nothing left to ask then, unless it grows.
+func (o *opener) noteSize(j *opening) {
+	if st, err := statNew(j.got.file); err == nil && st.Size == j.attr.Size && !j.attr.ambiguous {
+		j.got.size = int64(j.attr.Size)
+	}
+}
+
+// dropStale makes the kernel forget what it has cached of a new file that was
+// written to through the old mount after the replacement was opened, by whom
+// ever it was read. A file's cache is one for all who have it open.
+func (o *opener) dropStale(j *opening) {
+	fd := int(j.got.file.Fd())
+	if unix.Fadvise(fd, 0, 0, unix.FADV_DONTNEED) == nil && cachedPages(fd) == 0 {
+		return
+	}
+	// Pages that somebody has mapped stay. Unless the daemon says
+	// FOPEN_KEEP_CACHE, opening the file drops those too (fs/fuse/file.c
+	// fuse_finish_open).
+	if f, err := o.openAt(j, j.want.path); err == nil {
+		j.got.file.Close()
+		j.got.file = f
+	}
+}
+
+// cachedPages says how many pages of a file are cached, or 1 if the kernel
+// does not tell (before Linux 6.5).
+func cachedPages(fd int) uint64 {
+	var whole unix.CachestatRange // of no length: to the end
+	var st unix.Cachestat_t
+	if err := unix.Cachestat(uint(fd), &whole, &st, 0); err != nil {
+		return 1
+	}
+	return st.Cache
 }
 
 // compareSize refuses a file whose size is another. Of the old one counts what

@@ -6,11 +6,9 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -437,54 +435,4 @@ func newTwoMountsOf(t *testing.T, uid, gid int) *twoMounts {
 		rig.AwaitMount(t, to, daemon.Ended(), func() string { return "bindfs: " + daemon.Wait(t).Stderr })
 	}
 	return m
-}
-
-// TestRefreshIsFast measures what has to be done while everybody is stopped.
-// The limits are ten times what this needs on an idle machine.
-func TestRefreshIsFast(t *testing.T) {
-	for _, c := range []struct {
-		processes, fds int
-		limit          time.Duration
-	}{{1, 1000, 100 * time.Millisecond}, {100, 10, 200 * time.Millisecond}} {
-		t.Run(fmt.Sprintf("%dx%d", c.processes, c.fds), func(t *testing.T) {
-			m := newTwoMounts(t)
-			for i := range c.fds {
-				m.write(t, fmt.Sprintf("%d", i), "x")
-			}
-			p := rig.StartPuppet(t)
-			for i := range c.processes {
-				q := p
-				if i > 0 {
-					q = p.Spawn(int(unix.SIGCHLD))
-				}
-				if i == 0 && c.processes > 1 {
-					continue
-				}
-				for j := range c.fds {
-					q.Open(filepath.Join(m.old, fmt.Sprint(j)), unix.O_RDWR)
-				}
-			}
-			begin := time.Now()
-			findOn(t, m.old, Scope{})
-			find := time.Since(begin)
-			begin = time.Now()
-			plan := m.plan(t, Scope{})
-			made := time.Since(begin)
-			if err := plan.Err(); err != nil {
-				t.Fatal(err)
-			}
-			best := time.Hour
-			for range 5 {
-				begin := time.Now()
-				if err := plan.Refresh(context.Background()); err != nil {
-					t.Fatal(err)
-				}
-				best = min(best, time.Since(begin))
-			}
-			t.Logf("find %v, plan %v, refresh %v", find, made, best)
-			if best > c.limit {
-				t.Errorf("refresh took %v, want at most %v", best, c.limit)
-			}
-		})
-	}
 }
