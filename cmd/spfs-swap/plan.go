@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/urfave/cli/v2"
 
@@ -11,18 +12,21 @@ import (
 )
 
 var planCommand = &cli.Command{
-	Name:  "plan",
-	Usage: "say what a swap would do, and what is in the way",
+	Name:      "plan",
+	UsageText: "spfs-swap plan --from MOUNTPOINT --to MOUNTPOINT [--pid N|--tree N|--cgroup PATH] [--ask-old] [--json]",
+	Usage:     "say what a swap would do, and what is in the way",
 	Description: `Opens everything that a swap would need, and prints per process what it holds,
 what would be done, and what is in the way (!) with what to do about it. It
 stops nobody and changes nothing.
 
---from is not asked anything, unless --ask-old says that it answers: then it
-is where what the kernel remembers differs from --to, and for the positions of
-directories that are being read. Exit status 3 if something is in the way.`,
-	Flags: append([]cli.Flag{
-		&cli.BoolFlag{Name: "json", Usage: "print an object, as list does, with from, to, and an action per hold"},
-	}, planFlags...),
+The daemon of --from is not asked anything, for it may not answer. If it does,
+say --ask-old: it is then asked about files of which the kernel remembers
+something else than --to shows, and for the positions of directories that are
+being read; both are in the way otherwise. Exit status 3 if something is in
+the way.`,
+	Flags: slices.Concat(planFlags, []cli.Flag{
+		&cli.BoolFlag{Name: "json", Usage: "print an object, as list does, with from, to, and an action for each hold"},
+	}),
 	OnUsageError: usageError,
 	Action: func(c *cli.Context) error {
 		plan, err := newPlan(c)
@@ -44,7 +48,7 @@ var planFlags = []cli.Flag{
 	&cli.IntSliceFlag{Name: "pid", Usage: "only the process `N` (may be repeated)"},
 	&cli.IntSliceFlag{Name: "tree", Usage: "only the process `N` and its descendants (may be repeated)"},
 	&cli.StringSliceFlag{Name: "cgroup", Usage: "only processes in the cgroup `PATH` and below (may be repeated)"},
-	&cli.BoolFlag{Name: "ask-old", Usage: "--from answers: it may be asked"},
+	&cli.BoolFlag{Name: "ask-old", Usage: "the daemon of --from answers: it may be asked"},
 }
 
 // newPlan makes the plan that planFlags describe.

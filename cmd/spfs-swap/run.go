@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -34,11 +35,11 @@ points stay as they are.
 
 What can't be swapped is found before anyone is stopped: nothing is changed
 then, and the exit status is 3. See "spfs-swap plan".`,
-	Flags: append([]cli.Flag{
+	Flags: slices.Concat(planFlags, []cli.Flag{
 		&cli.BoolFlag{Name: "move", Usage: "unmount --to from where it is when all is done"},
-		&cli.DurationFlag{Name: "timeout", Usage: "give up, and change nothing, if it isn't done in this time", Value: swap.DefaultTimeout},
+		&cli.DurationFlag{Name: "timeout", Usage: "give up after `TIME`, and change nothing", Value: swap.DefaultTimeout},
 		&cli.BoolFlag{Name: "json", Usage: "print the result as JSON"},
-	}, planFlags...),
+	}),
 	OnUsageError: usageError,
 	Action:       runSwap,
 }

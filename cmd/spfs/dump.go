@@ -12,16 +12,20 @@ import (
 var dumpCommand = &cli.Command{
 	Name:      "dump",
 	Usage:     "checkpoint a process tree that uses FUSE mounts, with CRIU",
-	ArgsUsage: "[-- CRIU OPTIONS]",
-	Description: `Every FUSE mount in the tree's mount namespace is left out of the
-checkpoint; what "spfs restore" must know of it goes into spfs.manifest in the
-image directory. The daemons must run outside the tree. Unless --leave-running
-is given the tree is killed. If the dump fails the tree runs on.
+	UsageText: "spfs dump --tree PID --images-dir DIR [--leave-running] [--criu PATH] [-- CRIU OPTIONS]",
+	Description: `Writes CRIU's images of the tree into the image directory. Every FUSE
+mount in the tree's mount namespace is left out of them; what "spfs restore"
+must know of it goes into spfs.manifest beside them. The daemons must run
+outside the tree. Unless --leave-running is given the tree is killed. If the
+dump fails the tree runs on.
 
-CRIU's own options follow "--", such as: -- --tcp-established --shell-job`,
+CRIU's own options follow "--".
+
+Example:
+   spfs dump --tree 4711 --images-dir /var/ckpt -- --tcp-established --file-locks`,
 	Flags: []cli.Flag{
-		&cli.IntFlag{Name: "tree", Usage: "checkpoint process `PID` and all its descendants"},
-		&cli.StringFlag{Name: "images-dir", Usage: "write the checkpoint into `DIR`, which exists and holds none"},
+		&cli.IntFlag{Name: "tree", Usage: "checkpoint process `PID` and all its descendants", DefaultText: "none"},
+		&cli.StringFlag{Name: "images-dir", Usage: "write the checkpoint into `DIR`, a directory that holds none yet"},
 		&cli.BoolFlag{Name: "leave-running", Usage: "let the tree go on afterwards"},
 		criuFlag,
 	},

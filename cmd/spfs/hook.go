@@ -13,8 +13,9 @@ import (
 )
 
 var hookCommand = &cli.Command{
-	Name:  "hook",
-	Usage: "be CRIU's action script (criu … --action-script PATH-OF-SPFS)",
+	Name:      "hook",
+	Usage:     "be CRIU's action script (criu … --action-script PATH-OF-SPFS)",
+	UsageText: "criu dump|restore … --action-script PATH-OF-SPFS",
 	Description: `What "spfs dump" and "spfs restore" do, for those who call CRIU themselves.
 Give CRIU the path of spfs, for the dump and for the restore (called by CRIU,
 spfs is its own hook), together with
@@ -28,7 +29,14 @@ Environment, of CRIU and so of the hook:
                   (needs criu restore --restore-detached)
    SPFS_TIMEOUT   what "spfs restore --timeout" takes
    SPFS_EXTERNAL  mnt[KEY]:DIR lines, where CRIU has them from elsewhere than
-                  its command line (a configuration file, RPC)`,
+                  its command line (a configuration file, RPC)
+
+Example:
+   criu dump --tree 4711 --images-dir /var/ckpt \
+      --external 'mnt[/mnt/data]:data' --action-script /usr/bin/spfs
+   SPFS_MOUNT='/mnt/data=sshfs backup:/data %m' \
+   criu restore --restore-detached --root /srv/container --images-dir /var/ckpt \
+      --external 'mnt[data]:/mnt/stub' --action-script /usr/bin/spfs`,
 	Flags: []cli.Flag{
 		&cli.StringFlag{Name: "watch", Hidden: true}, // set by criuhook
 	},

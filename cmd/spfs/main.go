@@ -53,9 +53,9 @@ or because that daemon died, hangs, or is replaced. SPFS stands in for it.
 
 "spfs mount" makes one, "spfs mode" turns one into the other, "spfs status"
 says who waits for what. "spfs-swap" then moves processes from this mount, or
-from any other, to the one that is to stay.
+from any other, to the one that is to stay: see "spfs-swap help".
 
-All commands need root. Exit status: 0 done; 1 failed, and nothing changed;
+All commands need root; "spfs help COMMAND" explains one. Exit status: 0 done; 1 failed, and nothing changed;
 2 wrong usage; 3 refused before anything was stopped.
 
 Example: keep /mnt/data usable while the file system behind it is replaced.

@@ -9,9 +9,10 @@ import (
 )
 
 var modeCommand = &cli.Command{
-	Name:      "mode",
-	Usage:     "make a mount a stub, or a proxy of a directory",
-	ArgsUsage: "MOUNTPOINT stub | MOUNTPOINT proxy --dir DIR",
+	Name:  "mode",
+	Usage: "make a mount a stub, or a proxy of a directory",
+	UsageText: `spfs mode [--timeout TIME] MOUNTPOINT stub
+spfs mode [--timeout TIME] MOUNTPOINT proxy --dir DIR`,
 	Description: `stub: returns when every request that ran is answered and the kernel has
 dropped what it had cached; whoever touches the mount then waits.
 

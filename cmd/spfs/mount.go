@@ -18,7 +18,7 @@ import (
 var mountCommand = &cli.Command{
 	Name:      "mount",
 	Usage:     "mount a stub, or a proxy of a directory",
-	ArgsUsage: "MOUNTPOINT",
+	UsageText: "spfs mount [--mode stub|proxy] [--dir DIR] [--foreground] MOUNTPOINT",
 	Description: `Mounts SPFS on MOUNTPOINT, an existing directory, and serves it in the
 background until it is unmounted, by whoever. When the command returns, the
 mount is there.

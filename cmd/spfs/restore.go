@@ -14,12 +14,16 @@ import (
 var restoreCommand = &cli.Command{
 	Name:      "restore",
 	Usage:     "restore a checkpointed tree before its FUSE file systems are there",
-	ArgsUsage: "[-- CRIU OPTIONS]",
+	UsageText: "spfs restore --images-dir DIR [--detach] [--mount MOUNTPOINT='COMMAND']… [--timeout TIME] [--criu PATH] [-- CRIU OPTIONS]",
 	Description: `The tree comes back on stubs: whoever touches one of its FUSE mounts waits,
 and nothing fails. For each --mount the command is run (by sh -c; "%m" stands
 for the directory where it must mount, "%%" for a percent sign) and the tree is
-moved onto what it mounted. A mount without a command stays a stub, until
-"spfs-swap run --from STUB --to MOUNTPOINT"; where the stub is is printed.
+moved onto what it mounted. If that fails the tree is there all the same, and
+waits; the exit status is 1.
+
+A mount without a command stays a stub. Mount its file system anywhere, and
+"spfs-swap run --from STUB --to THERE" moves the tree; the command to type is
+printed, with the stub's place. Or end it with "spfs umount --force STUB".
 
 Waits for the root of the tree and ends with its exit status, 128 and the
 signal's number if one killed it, unless --detach is given.
@@ -30,9 +34,9 @@ Example:
 	Flags: []cli.Flag{
 		&cli.StringFlag{Name: "images-dir", Usage: "the checkpoint is in `DIR`, written by \"spfs dump\""},
 		&cli.BoolFlag{Name: "detach", Aliases: []string{"d"}, Usage: "return when the tree runs; print the pid of its root"},
-		&cli.StringFlag{Name: "strategy", Value: criuhook.StrategySwap, Usage: "`HOW`: swap, or handover"},
+		&cli.StringFlag{Name: "strategy", Value: criuhook.StrategySwap, Usage: "`HOW`: swap; or handover, which needs the daemon in the checkpoint and is refused without"},
 		&cli.GenericFlag{Name: "mount", Value: new(mountCommands), Usage: "`MOUNTPOINT='COMMAND'`: how to mount what the tree has at MOUNTPOINT; repeatable"},
-		&cli.DurationFlag{Name: "timeout", Value: time.Minute, Usage: "how `LONG` a command of --mount may take to mount and the tree to be moved there"},
+		&cli.DurationFlag{Name: "timeout", Value: time.Minute, Usage: "give up after `TIME` if a command of --mount has not mounted, or the tree is not moved there"},
 		criuFlag,
 	},
 	OnUsageError: usageError,

@@ -20,7 +20,7 @@ var statusCommand = &cli.Command{
 that is held: the process that waits, for what, since when. It asks the daemon,
 never the mount, and so does not wait itself.`,
 	Flags: []cli.Flag{
-		&cli.BoolFlag{Name: "json", Usage: "print an array with an object per mount"},
+		&cli.BoolFlag{Name: "json", Usage: "print an array with an object for each mount"},
 	},
 	OnUsageError: usageError,
 	Action: func(c *cli.Context) error {
