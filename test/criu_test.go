@@ -2,6 +2,7 @@ package test
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -501,6 +502,27 @@ func TestRestoreBadInput(t *testing.T) {
 	if all := rig.Statuses(t); len(all) != 0 {
 		t.Errorf("after CRIU failed: left behind %+v", all)
 	}
+}
+
+// Without --detach, restore has the tree's exit status, and when the tree has
+// ended without ever being swapped, its stub is of no use any more.
+func TestRestoreWaitsForTheTree(t *testing.T) {
+	_, mnt := rig.Served(t, "mnt")
+	c := rig.StartCounterContainer(t, "/mnt", rig.CounterOptions{}, mnt[0]+":/mnt")
+	images := dump(t, c)
+	t.Cleanup(func() { discardStubs(t) })
+	r := rig.Begin(t, exec.Command(rig.Build(t).SPFS, "restore", "--images-dir", images,
+		"--criu", rig.Build(t).CRIU, "--", "--root", c.Root))
+	rig.Await(t, 20*time.Second, func() bool {
+		all := rig.Statuses(t)
+		return len(all) == 1 && len(all[0].Held) > 0
+	}, "a tree that waits")
+	c.Restored()
+	rig.Kill(t, c.PID)
+	if got := r.Wait(t); got.Status != 128+int(unix.SIGKILL) {
+		t.Errorf("exit status %d, want that of the tree\n%s", got.Status, got.Stderr)
+	}
+	nothingLeft(t)
 }
 
 // A command of --mount that fails leaves the tree waiting, and says so; another
