@@ -256,6 +256,7 @@ func (a *assembly) addDescription(fds []*fdRead, tables map[*fdRead]*FDTable) {
 	for _, fd := range fds {
 		// A POSIX lock is its owner's, so each table may show one of its own.
 		for _, lock := range fd.info.locks {
+			d.locked = true
 			add("it is locked ("+lock+")", "release the lock")
 		}
 		if len(fd.info.locks) > 0 {

@@ -85,7 +85,10 @@ func (p *Plan) make(ctx context.Context) error {
 	if p.opener, err = newOpener(p); err != nil {
 		return err
 	}
-	return p.fill(ctx, usage)
+	if err := p.fill(ctx, usage); err != nil || !p.AskOld {
+		return err
+	}
+	return p.askLocks(ctx)
 }
 
 // Refresh looks again at everybody in scope and brings the plan up to date:

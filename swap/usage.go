@@ -77,7 +77,8 @@ type Description struct {
 	Replacement *os.File // nil until planned
 	NewPos      int64    // what Pos is in the replacement: another one in a directory
 
-	attr attributes
+	attr   attributes
+	locked bool // as the kernel knows
 }
 
 // writes says whether the file can be written to through d.
