@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -106,7 +107,7 @@ func (o *opener) fill(ctx context.Context, usage *Usage) error {
 			blocked[m.ID] = true
 			o.obstacles = append(o.obstacles, Obstacle{
 				Resource: "mount " + printable(m.Point) + " in " + m.Namespace.String(),
-				Reason:   reason(err), Remedy: "make it on --to, or unmount it",
+				Reason:   reason(err), Remedy: mountRemedy(err),
 			})
 		}
 	}
@@ -179,6 +180,9 @@ func (o *opener) clone(m *Mount) error {
 		// nobody finds: those who are swapped get their files through --to.
 		return o.part(m, strings.TrimPrefix(rest, "/"))
 	}
+	if err := replaceable(m); err != nil {
+		return err
+	}
 	c, err := mounts.Clone(o.to, strings.TrimPrefix(rest, "/"))
 	if err != nil {
 		return err
@@ -190,6 +194,49 @@ func (o *opener) clone(m *Mount) error {
 	m.Replacement = c
 	o.clones[m.ID] = c
 	return nil
+}
+
+// errLocked is a reason for an Obstacle, not a failure.
+var errLocked = errors.New("it is locked there: the namespace belongs to a user namespace that came by the mount when it was made, and may not lose it")
+
+// replaceable says why m could not be taken off its mount point, if so. A walk
+// there may hang in other file systems, so it is not waited for long.
+func replaceable(m *Mount) error {
+	type answer struct {
+		locked bool
+		err    error
+	}
+	asked := make(chan answer, 1)
+	// The namespace may be let go before the answer comes.
+	file, err := unix.FcntlInt(m.Namespace.File.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("hold %v: %w", m.Namespace, err)
+	}
+	ns := &mounts.Namespace{Inode: m.Namespace.Inode, File: os.NewFile(uintptr(file), m.Namespace.String())}
+	go func() {
+		defer ns.Close()
+		locked, err := ns.Locked(m.Info)
+		asked <- answer{locked, err}
+	}()
+	select {
+	case a := <-asked:
+		if a.locked {
+			return errLocked
+		}
+		return a.err
+	case <-time.After(patience):
+		return errors.New("the way to the mount point leads through a file system that hangs")
+	}
+}
+
+func mountRemedy(err error) string {
+	switch {
+	case errors.Is(err, errLocked):
+		return "end the processes of that namespace, or name those to be swapped"
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, errElsewhere):
+		return "make it on --to, or unmount it"
+	}
+	return "unmount it"
 }
 
 // part gives m the place in the new mount itself that it shows.
