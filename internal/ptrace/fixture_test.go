@@ -40,7 +40,11 @@ func TestMain(m *testing.M) {
 		var pid int
 		var how string
 		fmt.Sscanf(role, "%d %s", &pid, &how)
-		dyingTracer(pid, how)
+		if how == "main" {
+			mainThreadTracer(pid)
+		} else {
+			dyingTracer(pid, how)
+		}
 		os.Exit(0)
 	}
 	status := m.Run()

@@ -89,8 +89,9 @@ func (p *Process) isGone() error { return fmt.Errorf("process %d: %w", p.PID, Er
 
 // census is what one look at the threads of a process gave.
 type census struct {
-	added int  // seized and interrupted now
-	exact bool // every thread was listed, and none was about to vanish
+	added  int  // seized and interrupted now
+	listed int  // threads there are
+	exact  bool // every thread was listed, and none was about to vanish
 }
 
 // attach seizes and interrupts the threads that are not yet.
@@ -108,12 +109,19 @@ func (p *Process) attach(ctx context.Context, buf []byte) (c census, err error) 
 	if err != nil {
 		return c, fmt.Errorf("count threads of process %d: %w", p.PID, err)
 	}
-	c.exact = n == len(tids)
-	known := make(map[int]bool, len(p.Threads))
+	c.exact, c.listed = n == len(tids), n
+	listed, known := make(map[int]bool, len(tids)), make(map[int]bool, len(p.Threads))
 	for _, th := range p.Threads {
 		known[th.TID] = true
 	}
 	for _, tid := range tids {
+		// A thread that execs while the list is read is in it twice, or
+		// under the leader's number only, as the leader is.
+		if listed[tid] {
+			c.exact = false
+			continue
+		}
+		listed[tid] = true
 		if known[tid] {
 			continue
 		}
@@ -163,7 +171,7 @@ func (p *Process) seize(ctx context.Context, tid int) (dead bool, err error) {
 		return true, nil
 	case st.State == 'X':
 		return false, unix.ESRCH
-	case st.TracerPID == p.t.tid && tid == p.PID && p.lost:
+	case st.TracerPID == p.t.tid && tid == p.PID && p.hasLost():
 		// Ours under another number: exec gave it its process's.
 		p.remains = nil
 		return false, nil
@@ -180,6 +188,17 @@ func (p *Process) seize(ctx context.Context, tid int) (dead bool, err error) {
 		err = cause
 	}
 	return false, fmt.Errorf("seize thread %d of process %d: %w", tid, p.PID, err)
+}
+
+// hasLost says whether a thread is gone that had been seized.
+func (p *Process) hasLost() bool {
+	p.look()
+	for _, th := range p.Threads {
+		if th.gone || th.seen != nil && th.seen.kind == stopGone {
+			return true
+		}
+	}
+	return p.lost
 }
 
 // mostDenied is how often a refusal without a reason is taken for a passing one.
@@ -201,15 +220,15 @@ func (p *Process) stopAll(ctx context.Context, buf []byte) error {
 		case err != nil:
 			return err
 		case c.added > 0:
-		case !c.exact || !p.atRest():
+		case c.exact && len(p.Threads) > 0 && p.atRest():
+			return p.openMemory()
+		case c.exact && len(p.Threads) == 0 && c.listed <= 1:
+			return p.isGone()
+		default:
 			if err := ctx.Err(); err != nil {
 				return &TimeoutError{PID: p.PID, TID: p.PID, State: '?', cause: err}
 			}
 			pace.wait()
-		case len(p.Threads) == 0:
-			return p.isGone()
-		default:
-			return p.openMemory()
 		}
 	}
 }

@@ -1,12 +1,15 @@
 package ptrace
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"testing"
 	"time"
 
@@ -120,6 +123,49 @@ func TestCloseLetsGo(t *testing.T) {
 	tr := New()
 	must(tr.Seize(withTime(t), f.pid))(t)
 	tr.Close()
+	f.signal(unix.SIGUSR2)
+	f.expect("fine")
+	f.ends()
+}
+
+func init() {
+	if os.Getenv(tracerRole) != "" {
+		runtime.LockOSThread() // the main function on the main thread
+	}
+}
+
+// mainThreadTracer is a tracer that is started on the main thread, and closed.
+func mainThreadTracer(pid int) {
+	t := &Tracer{calls: make(chan func()), done: make(chan struct{})}
+	ready, ended := make(chan struct{}), make(chan error)
+	go func() {
+		<-ready
+		ctx, cancel := contextWith(10 * time.Second)
+		defer cancel()
+		_, err := t.Seize(ctx, pid)
+		t.Close()
+		ended <- err
+	}()
+	t.run(ready)
+	if err := <-ended; err != nil {
+		fmt.Println(err)
+	}
+	fmt.Println("closed")
+	io.Copy(io.Discard, os.Stdin) // until nobody needs us any more
+}
+
+// The main thread does not end with a goroutine: a tracer must not be there.
+func TestTracerOnMainThread(t *testing.T) {
+	f := start(t, "workers")
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d main", tracerRole, f.pid))
+	in, out := must(cmd.StdinPipe())(t), must(cmd.StdoutPipe())(t)
+	check(t, cmd.Start())
+	defer cmd.Wait()
+	defer in.Close()
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "closed\n" {
+		t.Fatalf("tracer: said %q (%v)", line, err)
+	}
 	f.signal(unix.SIGUSR2)
 	f.expect("fine")
 	f.ends()

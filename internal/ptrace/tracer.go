@@ -31,12 +31,19 @@ func New() *Tracer {
 	return t
 }
 
-func (t *Tracer) run(ready chan<- struct{}) {
+func (t *Tracer) run(ready chan struct{}) {
 	// Never unlocked: the runtime then ends the thread with the goroutine,
 	// and the kernel detaches whatever is still seized
 	// (kernel/ptrace.c, exit_ptrace).
 	runtime.LockOSThread()
-	t.tid = unix.Gettid()
+	if t.tid = unix.Gettid(); t.tid == unix.Getpid() {
+		// The runtime never ends the main thread (runtime, mexit). While this
+		// goroutine has it, another gets a different one.
+		defer runtime.UnlockOSThread()
+		go t.run(ready)
+		<-ready
+		return
+	}
 	close(ready)
 	defer close(t.done)
 	defer t.timer.close()
