@@ -70,6 +70,8 @@ var (
 )
 
 // batchCode is never called: its text is copied into other processes.
+//
+//lint:ignore U1000 the assembly uses it
 func batchCode()
 
 // batchCodeAddr returns where batchCode's text is.

@@ -25,8 +25,12 @@ const (
 	patience = 5 * time.Millisecond
 )
 
+//lint:ignore U1000 the assembly uses it
 func breakSeize()
+
+//lint:ignore U1000 the assembly uses it
 func sigreturn()
+
 func handlerAddrs() (handler, restorer uintptr)
 
 // handleSignal installs breakSeize. It is for the whole program, and does
