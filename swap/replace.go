@@ -207,7 +207,11 @@ func parseOpenFilesLimit(text string) (int, error) {
 		if len(fields) == 0 {
 			break
 		}
-		return strconv.Atoi(fields[0])
+		n, err := strconv.Atoi(fields[0])
+		if err != nil {
+			return 0, fmt.Errorf("limit of open files: %w", err)
+		}
+		return n, nil
 	}
 	return 0, errors.New("no line of open files")
 }

@@ -75,6 +75,7 @@ func TestParseOpenFilesLimit(t *testing.T) {
 
 func FuzzParseOpenFilesLimit(f *testing.F) {
 	f.Add("Max open files            1024                 524288               files     \n")
+	f.Add("Max open files            10000000000000000000 524288               files     \n")
 	f.Fuzz(func(t *testing.T, text string) {
 		if n, err := parseOpenFilesLimit(text); err != nil && n != 0 {
 			t.Errorf("%d and an error: %v", n, err)
