@@ -5,7 +5,7 @@ DESTDIR ?=
 GO      ?= go
 
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.6.1
-FUZZTIME    = 3s
+FUZZTIME    = 50000x
 
 .PHONY: all help deps test check unit e2e fuzz demo soak bench install clean
 
