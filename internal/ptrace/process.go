@@ -18,7 +18,7 @@ type Process struct {
 	t      *Tracer
 	mem    int    // /proc/PID/mem; -1 once released
 	tasks  int    // /proc/PID/task
-	denied int    // how often a thread could not be seized, for no reason
+	denied int    // how often it was refused, or said to be gone, for no reason
 	lost   bool   // a thread that was seized is gone
 	vdso   region // where code may be put; zero until looked for
 	loose  bool   // a thread was let go in the middle of a batch

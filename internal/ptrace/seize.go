@@ -73,16 +73,40 @@ func (t *Tracer) seizeAll(ctx context.Context, pids []int) (ps []*Process, err e
 const undoTime = 20 * time.Millisecond
 
 func (t *Tracer) open(pid int) (*Process, error) {
-	p := &Process{PID: pid, t: t, mem: -1}
-	var err error
-	p.tasks, err = unix.Open(fmt.Sprintf("/proc/%d/task", pid), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err == unix.ENOENT || err == unix.ESRCH {
-		return nil, p.isGone()
-	}
-	if err != nil {
-		return nil, fmt.Errorf("open the threads of process %d: %w", pid, err)
+	p := &Process{PID: pid, t: t, mem: -1, tasks: -1}
+	if err := p.openTasks(); err != nil {
+		return nil, err
 	}
 	return p, nil
+}
+
+// openTasks opens the list of the process's threads.
+func (p *Process) openTasks() error {
+	name := fmt.Sprintf("/proc/%d/task", p.PID)
+	for {
+		fd, err := unix.Open(name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		switch {
+		case err == nil:
+			if p.tasks >= 0 {
+				unix.Close(p.tasks)
+			}
+			p.tasks = fd
+			return nil
+		case err != unix.ENOENT && err != unix.ESRCH:
+			return fmt.Errorf("open the threads of process %d: %w", p.PID, err)
+		case !p.misled():
+			return p.isGone()
+		}
+	}
+}
+
+// misled says whether /proc has called a process gone that is not. A look-up
+// while a thread takes the leader's number by exec may end at what was the
+// thread's own number, which ceases to exist (fs/proc/base.c,
+// proc_pid_make_inode: get_task_pid of the old leader).
+func (p *Process) misled() bool {
+	p.denied++
+	return p.denied < mostDenied && unix.Kill(p.PID, 0) != unix.ESRCH
 }
 
 func (p *Process) isGone() error { return fmt.Errorf("process %d: %w", p.PID, ErrGone) }
@@ -97,6 +121,9 @@ type census struct {
 // attach seizes and interrupts the threads that are not yet.
 func (p *Process) attach(ctx context.Context, buf []byte) (c census, err error) {
 	tids, err := p.listTasks(buf)
+	if (err == nil && len(tids) == 0 || err == unix.ENOENT || err == unix.ESRCH) && p.misled() {
+		return c, p.openTasks()
+	}
 	if err == unix.ENOENT || err == unix.ESRCH {
 		return c, p.isGone()
 	}
@@ -201,7 +228,8 @@ func (p *Process) hasLost() bool {
 	return p.lost
 }
 
-// mostDenied is how often a refusal without a reason is taken for a passing one.
+// mostDenied is how often a refusal without a reason, or an end of a process
+// that has not ended, is taken for a passing one.
 const mostDenied = 20
 
 // stopAll waits for all seized threads and seizes those that were created
