@@ -7,6 +7,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -78,14 +79,14 @@ func (l *lister) fromTasks(ctx context.Context) error {
 func (l *lister) fromTask(pid int, link string) {
 	// A link that can't be read is a task that is gone, or a zombie, which
 	// is in no namespace any more.
-	inode, ok := namespaceLink(link)
+	inode, ok := bounded(func() (uint64, error) { return namespaceLink(link) })
 	if !ok {
 		return
 	}
 	ns := l.seen[inode]
 	if ns == nil {
-		opened, err := openNamespace(link)
-		if err != nil {
+		opened, ok := bounded(func() (*Namespace, error) { return openNamespace(link) })
+		if !ok {
 			return
 		}
 		ns = l.add(opened)
@@ -95,14 +96,46 @@ func (l *lister) fromTask(pid int, link string) {
 	}
 }
 
+// bounded calls a function that may hang, and leaves it behind if it does: a
+// task that waits for a file system in an exec, say, holds exec_update_lock,
+// for which looking at its namespaces waits (fs/proc/namespaces.c
+// proc_ns_readlink, kernel/ptrace.c).
+func bounded[T any](call func() (T, error)) (T, bool) {
+	type result struct {
+		value T
+		err   error
+	}
+	results := make(chan result, 1)
+	go func() {
+		v, err := call()
+		results <- result{v, err}
+	}()
+	late := time.NewTimer(patience)
+	defer late.Stop()
+	select {
+	case r := <-results:
+		return r.value, r.err == nil
+	case <-late.C:
+		var none T
+		return none, false
+	}
+}
+
+// patience is how long a task is waited for that nobody else keeps waiting.
+const patience = 200 * time.Millisecond
+
 // namespaceLink reads the inode out of a link to "mnt:[INODE]".
-func namespaceLink(path string) (uint64, bool) {
+func namespaceLink(path string) (uint64, error) {
 	var buf [64]byte
 	n, err := unix.Readlink(path, buf[:])
 	if err != nil {
-		return 0, false
+		return 0, err
 	}
-	return parseNamespaceName(string(buf[:n]))
+	inode, ok := parseNamespaceName(string(buf[:n]))
+	if !ok {
+		return 0, fmt.Errorf("%s: %q is no mount namespace", path, buf[:n])
+	}
+	return inode, nil
 }
 
 func parseNamespaceName(s string) (uint64, bool) {

@@ -29,29 +29,25 @@ type Space struct {
 	info *os.File // mountinfo, as seen from the namespace's root
 }
 
-// NewWatch lists the mounts of every namespace of [List]. The caller closes
-// the Watch.
+// NewWatch reads the mount tables of every namespace of the machine. The
+// caller closes the Watch.
 func NewWatch(ctx context.Context) (*Watch, error) {
-	w := &Watch{}
-	// The numbers come first: a namespace that is made in between is then
-	// found by the next Refresh, if List does not find it.
 	own, err := Own()
 	if err != nil {
 		return nil, fmt.Errorf("own mount namespace: %w", err)
 	}
-	defer own.Close()
-	known := map[uint64]bool{}
-	if err := walkNamespaces(own, func(id uint64, _ func() (*Namespace, error)) error {
-		known[id] = true
-		return nil
-	}); err == nil {
-		w.known = known
+	w := &Watch{known: map[uint64]bool{}}
+	w.add(own)
+	fresh, err := w.unknown(ctx)
+	if errors.Is(err, unix.ENOTTY) { // before Linux 6.12 there is no list
+		w.known = nil
+		fresh, err = w.unknown(ctx)
 	}
-	namespaces, err := List(ctx)
 	if err != nil {
+		w.Close()
 		return nil, err
 	}
-	for _, ns := range namespaces {
+	for _, ns := range fresh {
 		w.add(ns)
 	}
 	return w, nil
@@ -104,9 +100,8 @@ func (s *Space) read() {
 }
 
 // Refresh brings the tables up to date. A table in which nothing was mounted,
-// unmounted or given other options stays the same Table. It finds namespaces
-// that are new by the kernel's list of them; before Linux 6.12 it lists them
-// as NewWatch does.
+// unmounted or given other options stays the same Table. Namespaces that are
+// new it finds in the kernel's list of them; before Linux 6.12 it uses [List].
 func (w *Watch) Refresh(ctx context.Context) error {
 	fresh, err := w.unknown(ctx)
 	if err != nil {
@@ -154,7 +149,13 @@ func (w *Watch) unknown(ctx context.Context) ([]*Namespace, error) {
 			}
 			return err
 		})
-		return w.withoutKnown(fresh), err
+		if err != nil {
+			for _, ns := range fresh {
+				ns.Close()
+			}
+			return nil, fmt.Errorf("list of mount namespaces: %w", err)
+		}
+		return w.withoutKnown(fresh), nil
 	}
 	all, err := List(ctx)
 	if err != nil {
