@@ -1,6 +1,7 @@
 package swap
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -39,25 +40,25 @@ func (s Scope) resolve(strict bool) (Members, error) {
 	if s.Everyone() {
 		return nil, nil
 	}
-	stats, err := allStats()
+	everyone, err := allProcesses()
 	if err != nil {
 		return nil, err
 	}
 	members := Members{}
 	for _, pid := range append(append([]int(nil), s.PIDs...), s.Trees...) {
-		stat, ok := stats[pid]
+		p, ok := everyone[pid]
 		switch {
 		case !ok && strict:
 			return nil, exit.Refuse(fmt.Errorf("process %d: no such process", pid))
-		case ok && stat.kernel():
-			return nil, exit.Refuse(fmt.Errorf("process %d (%s) is a kernel thread", pid, stat.comm))
+		case ok && p.kernel:
+			return nil, exit.Refuse(fmt.Errorf("process %d (%s) is a kernel thread", pid, p.comm))
 		case ok:
 			members[pid] = true
 		}
 	}
 	children := map[int][]int{}
-	for pid, stat := range stats {
-		children[stat.ppid] = append(children[stat.ppid], pid)
+	for pid, p := range everyone {
+		children[p.ppid] = append(children[p.ppid], pid)
 	}
 	for todo := append([]int(nil), s.Trees...); len(todo) > 0; todo = todo[1:] {
 		for _, pid := range children[todo[0]] {
@@ -73,7 +74,7 @@ func (s Scope) resolve(strict bool) (Members, error) {
 			return nil, err
 		}
 		found := false
-		for pid := range stats {
+		for pid := range everyone {
 			text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 			if err == nil && in(string(text)) {
 				members[pid] = true
@@ -87,8 +88,17 @@ func (s Scope) resolve(strict bool) (Members, error) {
 	return members, nil
 }
 
-// allStats reads the stat of every process.
-func allStats() (map[int]procStat, error) {
+// kin is what /proc/PID/status tells of a process's place among others.
+type kin struct {
+	comm   string
+	ppid   int
+	kernel bool // a kernel thread
+}
+
+// allProcesses reads the status of every process that is alive. Other than
+// /proc/PID/stat (fs/proc/array.c do_task_stat) it takes no lock that a task
+// holds while it waits for a file system in an exec.
+func allProcesses() (map[int]kin, error) {
 	proc, err := openProcDir("/proc")
 	if err != nil {
 		return nil, fmt.Errorf("open /proc: %w", err)
@@ -98,20 +108,49 @@ func allStats() (map[int]procStat, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list /proc: %w", err)
 	}
-	stats := make(map[int]procStat, len(pids))
+	all := make(map[int]kin, len(pids))
 	buf := make([]byte, 4096)
 	for _, pid := range pids {
-		text, err := proc.record(strconv.Itoa(pid)+"/stat", buf)
+		text, err := proc.record(strconv.Itoa(pid)+"/status", buf)
 		if err != nil {
 			continue // gone
 		}
-		stat, err := parseStat(text)
+		p, alive, err := parseKin(text)
 		if err != nil {
 			return nil, fmt.Errorf("process %d: %w", pid, err)
 		}
-		stats[pid] = stat
+		if alive {
+			all[pid] = p
+		}
 	}
-	return stats, nil
+	return all, nil
+}
+
+// parseKin reads the text of /proc/PID/status. A zombie is not alive.
+func parseKin(text []byte) (p kin, alive bool, err error) {
+	p.ppid, p.kernel, alive = -1, true, true
+	for len(text) > 0 {
+		var line []byte
+		line, text = cutLine(text)
+		key, value, _ := bytes.Cut(line, []byte(":"))
+		value = bytes.TrimSpace(value)
+		switch string(key) {
+		case "Name":
+			p.comm = string(value)
+		case "State":
+			alive = len(value) > 0 && value[0] != 'Z' && value[0] != 'X'
+		case "PPid":
+			if p.ppid, err = strconv.Atoi(string(value)); err != nil {
+				return kin{}, false, fmt.Errorf("status line %q: %w", line, errStat)
+			}
+		case "VmSize": // only what has an address space has this line
+			p.kernel = false
+		}
+	}
+	if p.ppid < 0 {
+		return kin{}, false, fmt.Errorf("status without a parent: %w", errStat)
+	}
+	return p, alive, nil
 }
 
 // cgroupMatcher returns a function that tells from the text of /proc/PID/cgroup

@@ -50,6 +50,14 @@ func (s *stopped) close() {
 	}
 }
 
+func (s *stopped) pids() map[int]bool {
+	all := make(map[int]bool, len(s.processes))
+	for pid := range s.processes {
+		all[pid] = true
+	}
+	return all
+}
+
 func (s *stopped) process(pid int) *ptrace.Process {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -140,6 +148,7 @@ func (r *run) stop(ctx context.Context) error {
 		if err := f.flush(ctx, r.plan.Usage, pending); err != nil {
 			return err
 		}
+		r.plan.Stopped = r.stopped.pids()
 		if err := r.plan.Refresh(ctx); err != nil {
 			// It is no refusal any more: they have been stopped.
 			var late *RefusedError

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -269,28 +268,42 @@ func lastStored(slot, count uint64) uint64 {
 }
 
 // checkRecords fails t unless the file consists of exactly n records, the i-th
-// being record(number(i)), and returns its size.
+// being record(number(i)), and returns its size. It gives the file a moment to
+// become so: what a mapping left is written when its process has ended, and a
+// daemon such as sshfs acknowledges what the server does not have yet.
 func checkRecords(t T, path string, n uint64, number func(i uint64) uint64) int64 {
 	t.Helper()
-	f, err := os.Open(path)
-	if err != nil {
-		t.Errorf("%v", err)
-		return 0
-	}
-	defer f.Close()
-	all, err := io.ReadAll(f)
-	if err != nil {
-		t.Errorf("%v", err)
-	}
-	if uint64(len(all)) != n*recordSize {
-		t.Errorf("%s has %d bytes, want %d records of %d", path, len(all), n, recordSize)
-	}
-	for i := uint64(0); (i+1)*recordSize <= uint64(len(all)); i++ {
-		want := record(number(i))
-		if got := all[i*recordSize:][:recordSize]; !bytes.Equal(got, want[:]) {
-			t.Errorf("%s: record %d is %x…, want %x…", path, i, got[:8], want[:8])
+	var size int64
+	var err error
+	for deadline := time.Now().Add(settling); ; time.Sleep(10 * time.Millisecond) {
+		if size, err = compareRecords(path, n, number); err == nil || time.Now().After(deadline) {
 			break
 		}
 	}
-	return int64(len(all))
+	if err != nil {
+		t.Errorf("%v", err)
+	}
+	return size
+}
+
+// settling is how long what was written may take to be in the directory. There
+// is no event to wait for: it is a server that writes it.
+const settling = 3 * time.Second
+
+// compareRecords does it once.
+func compareRecords(path string, n uint64, number func(i uint64) uint64) (int64, error) {
+	all, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	if uint64(len(all)) != n*recordSize {
+		return 0, fmt.Errorf("%s has %d bytes, want %d records of %d", path, len(all), n, recordSize)
+	}
+	for i := range n {
+		want := record(number(i))
+		if got := all[i*recordSize:][:recordSize]; !bytes.Equal(got, want[:]) {
+			return 0, fmt.Errorf("%s: record %d is %x…, want %x…", path, i, got[:8], want[:8])
+		}
+	}
+	return int64(len(all)), nil
 }
