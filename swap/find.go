@@ -1,6 +1,7 @@
 package swap
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -209,8 +210,8 @@ func (s *scanner) readAll(ctx context.Context, k *knowledge, self bool) ([]*read
 		}
 		visits = append(visits, v)
 	}
-	c := &crew{ctx: ctx, visit: s.visit}
-	c.run(visits)
+	(&crew{ctx: ctx, visit: s.visit}).run(visits)
+	s.readHung(ctx, visits)
 	if k.kernel == nil {
 		k.kernel = map[int]uint64{}
 	}
@@ -222,6 +223,8 @@ func (s *scanner) readAll(ctx context.Context, k *knowledge, self bool) ([]*read
 		}
 		r := v.reading
 		switch {
+		case v.stuck && r == nil && v.hung != nil:
+			r = v.hung
 		case v.stuck && r == nil, errors.Is(v.err, fs.ErrPermission):
 			s.hidden = append(s.hidden, v.pid)
 			continue
@@ -277,6 +280,60 @@ func (s *scanner) visit(w *reader, v *visit) {
 		err = s.readTracers(w, dir, process, &m)
 	}
 	w.publish(v, func() { v.memory, v.err = m, err })
+}
+
+// readHung looks at the processes that could not be read at all. One that
+// waits for another file system in the middle of an exec holds
+// exec_update_lock, for which reading its stat, its maps and its links waits;
+// but not its fdinfo (fs/proc/fd.c seq_show).
+func (s *scanner) readHung(ctx context.Context, visits []*visit) {
+	var hung, again []*visit
+	for _, v := range visits {
+		if v.stuck && v.reading == nil {
+			hung = append(hung, v)
+			again = append(again, &visit{pid: v.pid, brief: true})
+		}
+	}
+	(&crew{ctx: ctx, visit: func(w *reader, v *visit) {
+		r := s.readInfos(w, v.pid)
+		w.publish(v, func() { v.hung = r })
+	}}).run(again)
+	for i, v := range again {
+		hung[i].hung = v.hung
+	}
+}
+
+// readInfos returns which descriptors of a process are on the file system, as
+// obstacles, or nil if none is.
+func (s *scanner) readInfos(w *reader, pid int) *reading {
+	dir, err := openProcDir("/proc/" + strconv.Itoa(pid))
+	if err != nil {
+		return nil
+	}
+	defer dir.close()
+	name, err := dir.record("comm", w.small)
+	if err != nil {
+		return nil
+	}
+	r := &reading{process: &Process{PID: pid, Comm: string(bytes.TrimSuffix(name, []byte("\n"))), Tasks: []int{pid}}}
+	fds, err := dir.numbers("fd", w.large)
+	if err != nil {
+		return nil
+	}
+	slices.Sort(fds)
+	for _, fd := range fds {
+		text, err := dir.record("fdinfo/"+strconv.Itoa(fd), w.small)
+		if err != nil {
+			continue
+		}
+		if info, err := parseFDInfo(text); err == nil && s.mounts[info.mount] != nil {
+			r.obstacle("fd "+strconv.Itoa(fd), "the process hangs in the kernel, likely in an exec that waits for a file system", stuckRemedy)
+		}
+	}
+	if len(r.obstacles) == 0 {
+		return nil
+	}
+	return r
 }
 
 // readAgain returns what was read before of a process that has been stopped

@@ -38,6 +38,7 @@ type visit struct {
 	memory  memoryRead
 	err     error
 	stuck   bool
+	hung    *reading // what could be read all the same of one that is stuck
 }
 
 // reader is one thread of a crew, and its buffers.

@@ -373,6 +373,53 @@ func TestDirectoryPositions(t *testing.T) {
 	p.Close(fd)
 }
 
+// TestDirectoryInTheMiddle reads a directory partly on the old mount and the
+// rest from its replacement: each name must come once.
+func TestDirectoryInTheMiddle(t *testing.T) {
+	m := newTwoMounts(t)
+	const n = 300
+	for i := range n {
+		m.write(t, fmt.Sprintf("dir/%03d", i), "")
+	}
+	p := rig.StartPuppet(t)
+	fd := p.Open(m.old+"/dir", unix.O_RDONLY|unix.O_DIRECTORY)
+	names := p.Getdents(fd, 2000)
+	if len(names) == 0 || len(names) >= n {
+		t.Fatalf("%d of %d names were read: that is no middle", len(names), n)
+	}
+	plan := m.plan(t, Scope{}, AskOld())
+	if err := plan.Err(); err != nil {
+		t.Fatal(err)
+	}
+	d := plan.Usage.fd(t, p.PID, fd).Description
+	if at := p.Offset(fd); int64(at) != d.Pos {
+		t.Errorf("asking moved the old position from %d to %d", d.Pos, at)
+	}
+	if _, err := unix.Seek(int(d.Replacement.Fd()), d.NewPos, unix.SEEK_SET); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		buf := make([]byte, 4096)
+		got, err := unix.Getdents(int(d.Replacement.Fd()), buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got == 0 {
+			break
+		}
+		_, _, names = unix.ParseDirent(buf[:got], -1, names)
+	}
+	seen := map[string]int{}
+	for _, name := range names {
+		seen[name]++
+	}
+	for i := range n {
+		if name := fmt.Sprintf("%03d", i); seen[name] != 1 {
+			t.Errorf("%s comes %d times, want once", name, seen[name])
+		}
+	}
+}
+
 // TestOwnersMount plans for a user's mount that admits nobody else, root
 // neither.
 func TestOwnersMount(t *testing.T) {
