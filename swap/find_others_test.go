@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -211,6 +212,12 @@ func TestFindPassesOverWhoHangsElsewhere(t *testing.T) {
 	for _, p := range []*rig.Puppet{idle, user} {
 		closing[p] = p.Open(elsewhere+"/file", unix.O_RDWR|unix.O_CLOEXEC)
 	}
+	// Should this test be killed, the two must not hang for good: whoever reads
+	// their /proc/PID/stat, ps for one, would hang with them.
+	release := exec.Command("sh", "-c", "sleep 60; kill -CONT "+strconv.Itoa(daemon.PID))
+	release.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
+	group := -rig.Begin(t, release).PID
+	t.Cleanup(func() { unix.Kill(group, unix.SIGKILL) })
 	if err := unix.Kill(daemon.PID, unix.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
