@@ -54,7 +54,8 @@ func (c *Client) Status(ctx context.Context) (*Status, error) {
 
 // Stub shuts the gate. It returns when every request that ran is answered and
 // what the kernel had cached is dropped: whoever touches the mount waits. If
-// ctx ends first, nothing has changed in the end.
+// ctx ends first, nothing has changed when it returns, unless the daemon does
+// not answer at all.
 func (c *Client) Stub(ctx context.Context) error {
 	_, err := c.ask(ctx, request{Command: cmdStub}, nil)
 	return err
@@ -90,17 +91,33 @@ func (c *Client) umount(ctx context.Context, force bool) error {
 }
 
 func (c *Client) ask(ctx context.Context, r request, fd *os.File) (*reply, error) {
-	// A deadline in the past wakes whoever reads or writes.
-	stop := context.AfterFunc(ctx, func() { c.conn.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
-	a, err := c.exchange(r, fd)
-	if err != nil {
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
-		}
+	if err := context.Cause(ctx); err != nil {
 		return nil, fmt.Errorf("asking the mount's daemon for %s: %w", r.Command, err)
 	}
-	return a, a.err()
+	stop := context.AfterFunc(ctx, c.giveUp)
+	defer stop()
+	a, err := c.exchange(r, fd)
+	if err == nil {
+		err = a.err()
+		if err == nil || ctx.Err() == nil || errors.Is(err, ErrRefused) {
+			return a, err
+		}
+	}
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return nil, fmt.Errorf("asking the mount's daemon for %s: %w", r.Command, err)
+}
+
+// lastWord is how long a daemon that is told to give up may take to say so.
+const lastWord = 2 * time.Second
+
+// giveUp tells the daemon that nothing more comes, upon which it gives up what
+// it does. It still answers: that it has, or that it was done just then, which
+// only it can know.
+func (c *Client) giveUp() {
+	c.conn.CloseWrite()
+	c.conn.SetDeadline(time.Now().Add(lastWord))
 }
 
 func (c *Client) exchange(r request, fd *os.File) (*reply, error) {

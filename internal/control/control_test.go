@@ -22,7 +22,8 @@ var device = unix.Mkdev(0xffe, 0xfffe)
 // fake is a mount that does as it is told.
 type fake struct {
 	status Status
-	wait   chan struct{} // if set, Stub waits for its client to go
+	wait   chan struct{} // if set, Stub waits for its client to go …
+	late   bool          // … and is done all the same
 
 	mu      sync.Mutex
 	proxied string // content of the file "name" in the last directory
@@ -36,6 +37,9 @@ func (f *fake) Stub(ctx context.Context) error {
 	if f.wait != nil {
 		<-ctx.Done()
 		close(f.wait)
+		if f.late {
+			return nil
+		}
 		return ctx.Err()
 	}
 	return nil
@@ -192,6 +196,37 @@ func TestClientThatGoesIsNoticed(t *testing.T) {
 	}
 	c.Close()
 	<-f.wait
+}
+
+// What was done when the time was up is not said to have failed.
+func TestDaemonHasTheLastWord(t *testing.T) {
+	_, c := listen(t, &fake{wait: make(chan struct{}), late: true})
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+	defer cancel()
+	if err := c.Stub(ctx); err != nil || ctx.Err() == nil {
+		t.Errorf("Stub: %v, its context: %v", err, ctx.Err())
+	}
+}
+
+// A daemon that says nothing, not even that it gives up, is not waited for.
+func TestSilentDaemonIsNotWaitedFor(t *testing.T) {
+	l, _ := listen(t, &fake{})
+	l.Close()
+	silent, err := net.ListenUnix("unix", &net.UnixAddr{Name: socketPath(device), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	c, err := Dial(device)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+	defer cancel()
+	if err := c.Stub(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Stub: %v", err)
+	}
 }
 
 func TestNobodyIsNotServed(t *testing.T) {

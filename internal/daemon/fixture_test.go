@@ -47,6 +47,9 @@ func serve(t *testing.T, dir string) *served {
 		unix.PidfdSendSignal(s.pidfd, unix.SIGKILL, nil, 0)
 		s.awaitEnd()
 		unix.Close(s.pidfd)
+		if err := control.RemoveStale(s.dev); err != nil {
+			t.Error(err)
+		}
 	})
 	return s
 }
@@ -156,15 +159,21 @@ func (u *user) end() {
 // awaitHeld waits until a process waits in the mount.
 func (s *served) awaitHeld(pid int) {
 	s.t.Helper()
+	s.awaitRequest(func(h control.Held) bool { return h.PID == pid })
+}
+
+// awaitRequest waits until a request is held, one that is wanted if it matters.
+func (s *served) awaitRequest(wanted ...func(control.Held) bool) {
+	s.t.Helper()
 	for deadline := time.Now().Add(limit); ; time.Sleep(5 * time.Millisecond) {
 		held := s.status().Held
 		for _, h := range held {
-			if h.PID == pid {
+			if len(wanted) == 0 || wanted[0](h) {
 				return
 			}
 		}
 		if time.Now().After(deadline) {
-			s.t.Fatalf("process %d does not wait; these do: %v", pid, held)
+			s.t.Fatalf("none of the requests held is the one: %+v", held)
 		}
 	}
 }

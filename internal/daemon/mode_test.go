@@ -1,6 +1,8 @@
 package daemon
 
 import (
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -50,7 +52,6 @@ func TestSetModeRefuses(t *testing.T) {
 		{s.point, dir + "/none", 0, exit.Failed, dir + "/none"},
 		{plain, dir, 0, exit.Failed, plain},
 		{plain + "/none", dir, 0, exit.Failed, plain + "/none"},
-		{s.point, "", time.Nanosecond, exit.Failed, "deadline"},
 	} {
 		err := SetMode(background(t), c.at, c.dir, c.timeout)
 		if err == nil {
@@ -66,5 +67,32 @@ func TestSetModeRefuses(t *testing.T) {
 	}
 	if b, err := os.ReadFile(filepath.Join(dir, "file")); err != nil || string(b) != "content" {
 		t.Errorf("the directory's file holds %q, %v", b, err)
+	}
+}
+
+// A mount whose directory does not answer can't be shut; when the time is up
+// it is as it was.
+func TestSetModeGivesUp(t *testing.T) {
+	dir := directory(t)
+	silent := serve(t, dir)
+	s := serve(t, silent.point)
+	began := s.status().Since
+	if err := SetMode(background(t), silent.point, "", limit); err != nil {
+		t.Fatal(err)
+	}
+	u := start(t, "/", "cat", filepath.Join(s.point, "file"))
+	silent.awaitRequest()
+	err := SetMode(background(t), s.point, "", 50*time.Millisecond)
+	if got := exit.Status(err); got != exit.Failed || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("status %d, %v", got, err)
+	}
+	if got := s.status(); got.Mode != control.ModeProxy || !got.Since.Equal(began) {
+		t.Errorf("the mount is now %+v", got)
+	}
+	if err := SetMode(background(t), silent.point, dir, limit); err != nil {
+		t.Fatal(err)
+	}
+	if err := u.cmd.Wait(); err != nil {
+		t.Errorf("who waited: %v", err)
 	}
 }
