@@ -58,7 +58,7 @@ const (
 	slow = 20 * time.Millisecond
 	// patience is when a thread that sleeps is given up. One that computes (a
 	// smaps of many gigabytes) is waited for longer.
-	patience = 300 * time.Millisecond
+	patience = 2 * time.Second
 	// endless is when one that computes is given up all the same.
 	endless = 10 * time.Second
 )

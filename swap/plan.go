@@ -98,13 +98,17 @@ func (p *Plan) make(ctx context.Context) error {
 // since are compared again.
 //
 // It returns a [*RefusedError] if something is in the way now.
-func (p *Plan) Refresh(ctx context.Context) error {
+func (p *Plan) Refresh(ctx context.Context) error { return p.refresh(ctx, true) }
+
+// refresh is Refresh; unless final, everybody runs, and what is being written
+// to isn't compared.
+func (p *Plan) refresh(ctx context.Context, final bool) error {
 	p.known.stopped = p.Stopped
 	usage, err := find(ctx, p.From.Mount.Dev, p.Scope, p.known)
 	if err != nil {
 		return err
 	}
-	p.opener.final = true
+	p.opener.final = final
 	if err := p.fill(ctx, usage); err != nil {
 		return err
 	}

@@ -126,10 +126,15 @@ func (r *run) openGate(ctx context.Context) (err error) {
 		return err
 	}
 	r.plan.AskOld = true
-	if r.plan.Err() == nil {
-		return nil
+	if r.plan.Err() != nil {
+		if err := r.plan.refresh(ctx, false); err != nil {
+			return err
+		}
 	}
-	return r.plan.Refresh(ctx)
+	if err := r.plan.askLocks(ctx); err != nil {
+		return err
+	}
+	return r.plan.Err()
 }
 
 // goBack lets every batch undo what it did, and brings back the mount points

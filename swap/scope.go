@@ -126,9 +126,11 @@ func allProcesses() (map[int]kin, error) {
 	return all, nil
 }
 
-// parseKin reads the text of /proc/PID/status. A zombie is not alive.
+// parseKin reads the text of /proc/PID/status. A zombie is not alive, unless
+// it is only the leader that has exited.
 func parseKin(text []byte) (p kin, alive bool, err error) {
 	p.ppid, p.kernel, alive = -1, true, true
+	zombie, threads := false, 1
 	for len(text) > 0 {
 		var line []byte
 		line, text = cutLine(text)
@@ -138,7 +140,11 @@ func parseKin(text []byte) (p kin, alive bool, err error) {
 		case "Name":
 			p.comm = string(value)
 		case "State":
-			alive = len(value) > 0 && value[0] != 'Z' && value[0] != 'X'
+			zombie = len(value) > 0 && (value[0] == 'Z' || value[0] == 'X')
+		case "Threads":
+			if threads, err = strconv.Atoi(string(value)); err != nil {
+				return kin{}, false, fmt.Errorf("status line %q: %w", line, errStat)
+			}
 		case "PPid":
 			if p.ppid, err = strconv.Atoi(string(value)); err != nil {
 				return kin{}, false, fmt.Errorf("status line %q: %w", line, errStat)
@@ -149,6 +155,10 @@ func parseKin(text []byte) (p kin, alive bool, err error) {
 	}
 	if p.ppid < 0 {
 		return kin{}, false, fmt.Errorf("status without a parent: %w", errStat)
+	}
+	if zombie {
+		// Its address space is gone, and its threads may live all the same.
+		alive, p.kernel = threads > 1, false
 	}
 	return p, alive, nil
 }

@@ -13,7 +13,8 @@ func TestParseKin(t *testing.T) {
 	}{
 		{"a process", "Name:\tsleep\nState:\tS (sleeping)\nPPid:\t7\nVmSize:\t 100 kB\n", kin{"sleep", 7, false}, true, false},
 		{"a kernel thread", "Name:\tkthreadd\nState:\tS (sleeping)\nPPid:\t0\n", kin{"kthreadd", 0, true}, true, false},
-		{"a zombie", "Name:\tx\nState:\tZ (zombie)\nPPid:\t7\n", kin{"x", 7, true}, false, false},
+		{"a zombie", "Name:\tx\nState:\tZ (zombie)\nPPid:\t7\n", kin{"x", 7, false}, false, false},
+		{"a leader that has exited", "Name:\tx\nState:\tZ (zombie)\nPPid:\t7\nThreads:\t3\n", kin{"x", 7, false}, true, false},
 		{"no parent", "Name:\tx\nState:\tS (sleeping)\n", kin{}, false, true},
 		{"a parent that is no number", "PPid:\tx\n", kin{}, false, true},
 	} {
