@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -45,6 +46,10 @@ then, and the exit status is 3. See "spfs-swap plan".`,
 }
 
 func runSwap(c *cli.Context) error {
+	// A collection during the stop would take a processor away from it. The
+	// process ends soon after, and the limit bounds what it may take till then.
+	debug.SetGCPercent(-1)
+	debug.SetMemoryLimit(256 << 20)
 	plan, err := newPlan(c)
 	if err != nil {
 		return err
