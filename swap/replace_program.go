@@ -195,8 +195,8 @@ func (p *program) receive(into ptrace.Ref, files message) []ptrace.Ref {
 		}
 	})
 	// Fewer than sent (a full table, MSG_CTRUNC) or none (the swapper died)
-	// shows in cmsg_len. ENOTCONN on purpose: a call that fails takes the way
-	// back that a branch would not report.
+	// shows in cmsg_len. Then a call that must fail (EBADF) takes the way back,
+	// since a branch would take it without reporting why.
 	whole := p.Label()
 	p.BranchEqual(ctl, uint32(unix.CmsgLen(4*n)), whole)
 	p.Syscall(unix.SYS_CLOSE, ptrace.Int(-1)).Name("recvmsg of " + strconv.Itoa(n) + " descriptors: too few arrived")
