@@ -2,6 +2,7 @@ package swap
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -70,12 +71,56 @@ func program32() []byte {
 	return append(b, code...)
 }
 
+// lowerStartStack makes p's stack begin below 4 GiB, by its own word
+// (PR_SET_MM_MAP, which changes what /proc shows and nothing else).
+func lowerStartStack(t *testing.T, p *rig.Puppet) {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+	field := func(n int) uint64 { // as proc_pid_stat(5) counts
+		v, err := strconv.ParseUint(fields[n-3], 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	const (
+		lowStack = 0xfff00000
+		noFile   = 1<<32 - 1 // exe_fd -1: as it is
+
+		prSetMMMap = 14 // include/uapi/linux/prctl.h
+	)
+	var m []byte // struct prctl_mm_map
+	for _, v := range []uint64{
+		field(26), field(27), field(45), field(46), // code, data
+		field(47), uint64(p.Must(unix.SYS_BRK, 0)), lowStack,
+		field(48), field(49), field(50), field(51), // arguments, environment
+		0, noFile << 32, // no auxv
+	} {
+		m = binary.LittleEndian.AppendUint64(m, v)
+	}
+	p.Must(unix.SYS_PRCTL, unix.PR_SET_MM, prSetMMMap, m, len(m), 0)
+}
+
 func TestFind32BitPrograms(t *testing.T) {
 	_, m := rig.Served(t, "old")
 	old := m[0]
 	path := filepath.Join(rig.Dir(t), "program")
 	if err := os.WriteFile(path, program32(), 0o755); err != nil {
 		t.Fatal(err)
+	}
+	if err := exec.Command(path).Start(); errors.Is(err, unix.ENOEXEC) {
+		// This kernel runs none. To those who look, a 64-bit one with its
+		// stack where only theirs begins is the same.
+		p := rig.StartPuppet(t)
+		p.Chdir(old)
+		findOn(t, old, Scope{}).clear(t)
+		lowerStartStack(t, p)
+		findOn(t, old, Scope{}).refuses(t, p.PID, "program: it is a 32-bit one")
+		return
 	}
 	cmd := exec.Command(path)
 	cmd.Dir = old
