@@ -5,22 +5,23 @@
 #   - installs the Debian packages below, only those that are missing;
 #   - leaves an executable bin/criu for which "bin/criu check" succeeds: the
 #     machine's own CRIU where that works, else Debian trixie's, unpacked with
-#     its libraries under .deps/, the system untouched.
+#     its libraries under .deps/, the system untouched;
+#   - leaves bin/criu-next likewise, Debian sid's: the tests that need TCP
+#     connections in a checkpoint take it.
 #
 # Nothing is done twice: when all is there it takes a fraction of a second.
 set -eu
 
 packages="bindfs fuse3 sshfs openssh-client openssh-server
-	gcc libc6-dev make
+	gcc libc6-dev libfuse3-dev make
 	iproute2 mount procps psmisc util-linux"
 
 # Debian 12's CRIU 3.17 takes the vDSO of kernels since 6.13 for broken, so
 # its successor in Debian is taken, with the libraries it was linked to.
 criu_suite=trixie
-criu_packages="criu libbsd0 libc6 libcap2 libffi8 libgcc-s1 libgmp10 libgnutls30t64
-	libhogweed6t64 libidn2-0 libjansson4 libmd0 libmnl0 libnet1 libnettle8t64
-	libnftables1 libnftnl11 libnl-3-200 libp11-kit0 libprotobuf-c1 libtasn1-6
-	libunistring5 libuuid1 libxtables12"
+# CRIU before 4.2 dumps no TCP socket on kernels since 6.16.
+criu_next_suite=sid
+criu_next_least=4.2
 criu_least=4.0
 
 say() { echo "deps: $*"; }
@@ -65,24 +66,27 @@ install_packages() {
 	fi
 }
 
-# works PATH: whether the CRIU at PATH is new enough and runs on this kernel.
+# works PATH LEAST: whether the CRIU at PATH is new enough and runs on this
+# kernel.
 works() {
 	[ -x "$1" ] || return 1
 	v=$("$1" --version 2>/dev/null | sed -n 's/^Version: *//p') || return 1
 	[ -n "$v" ] || return 1
-	[ "$(printf '%s\n' "$criu_least" "$v" | sort -V | head -n 1)" = "$criu_least" ] || return 1
+	[ "$(printf '%s\n' "$2" "$v" | sort -V | head -n 1)" = "$2" ] || return 1
 	"$1" check >.deps/check.log 2>&1 9>&-
 }
 
-# debian_sources FILE...: those entries of apt's own configuration that name
+# debian_sources SUITE FILE...: those entries of apt's own configuration that name
 # this machine's Debian release, in both of its formats, with the suite
 # replaced; security, updates and backports are suites of other names.
 debian_sources() {
+	suite=$1
+	shift
 	for f in "$@"; do
 		[ -f "$f" ] || continue
 		case $f in
 		*.sources)
-			awk -v codename="$VERSION_CODENAME" -v suite="$criu_suite" '
+			awk -v codename="$VERSION_CODENAME" -v suite="$suite" '
 			function words(s, want,   i, n, w) {
 				n = split(s, w, /[ \t\n]+/)
 				for (i = 1; i <= n; i++) if (w[i] == want) return 1
@@ -105,7 +109,7 @@ debian_sources() {
 			END { flush() }' "$f" >>"$new/sources/spfs.sources"
 			;;
 		*.list)
-			awk -v codename="$VERSION_CODENAME" -v suite="$criu_suite" '
+			awk -v codename="$VERSION_CODENAME" -v suite="$suite" '
 			$1 == "deb" {
 				sub(/#.*/, "")
 				options = ""
@@ -122,67 +126,79 @@ debian_sources() {
 	done
 }
 
-# unpack_criu: .deps/criu, a prefix with CRIU and every library it loads.
+# unpack_criu NAME SUITE: .deps/NAME, a prefix with a suite's CRIU and every
+# library it loads.
 unpack_criu() {
 	. /etc/os-release
 	[ "${ID:-}" = debian ] && [ -n "${VERSION_CODENAME:-}" ] ||
-		die "this is not a release of Debian, and its own CRIU is missing, older than $criu_least or fails \"criu check\": put one that works at bin/criu"
+		die "this is not a release of Debian, and its own CRIU is missing, too old or fails \"criu check\": put one that works at bin/$1"
 	case $(dpkg --print-architecture) in
 	amd64) ;;
 	*) die "SPFS is for amd64 only" ;;
 	esac
-	new=$here/.deps/criu.new
+	name=$1 from=$2
+	new=$here/.deps/$name.new
 	rm -rf "$new"
 	mkdir -p "$new/sources" "$new/lists/partial" "$new/cache/archives/partial" "$new/debs" "$new/root"
-	debian_sources /etc/apt/sources.list /etc/apt/sources.list.d/*.sources /etc/apt/sources.list.d/*.list
+	debian_sources "$from" /etc/apt/sources.list /etc/apt/sources.list.d/*.sources /etc/apt/sources.list.d/*.list
 	[ -s "$new/sources/spfs.sources" ] || rm -f "$new/sources/spfs.sources"
 	[ -s "$new/sources/spfs.list" ] || rm -f "$new/sources/spfs.list"
 	[ -n "$(ls "$new/sources")" ] ||
 		die "no entry for Debian $VERSION_CODENAME main in apt's configuration (/etc/apt/sources.list, sources.list.d) to fetch CRIU from"
 
-	say "fetching CRIU from Debian $criu_suite into .deps/criu"
+	say "fetching CRIU from Debian $from into .deps/$name"
+	# To apt with an empty status nothing is installed: it names all that
+	# CRIU depends on, of that suite, under whatever name it has there.
+	: >"$new/status"
 	set -- -qq -o Dir::Etc::sourcelist=/dev/null -o "Dir::Etc::sourceparts=$new/sources" \
-		-o "Dir::State::Lists=$new/lists" -o "Dir::Cache=$new/cache" \
+		-o "Dir::State::Lists=$new/lists" -o "Dir::Cache=$new/cache" -o "Dir::State::status=$new/status" \
 		-o APT::Sandbox::User=root -o Acquire::Languages=none \
-		-o "APT::Default-Release=$criu_suite"
+		-o "APT::Default-Release=$from"
 	# A repository of another maker without this suite does not matter as
-	# long as the packages come; whether they do is the next command's word.
+	# long as the packages come; whether they do is the next commands' word.
 	apt-get "$@" update 2>"$new/apt.log" || :
-	(cd "$new/debs" && apt-get "$@" download $criu_packages) >>"$new/apt.log" 2>&1 ||
-		{ tail -n 20 "$new/apt.log" >&2; die "apt-get could not fetch CRIU from Debian $criu_suite"; }
+	need=$(apt-get "$@" --no-install-recommends --print-uris install criu 2>>"$new/apt.log" |
+		sed -n "s/^'[^']*' \([a-z0-9][a-z0-9.+-]*\)_.*\.deb .*/\1/p")
+	[ -n "$need" ] && (cd "$new/debs" && apt-get "$@" download $need) >>"$new/apt.log" 2>&1 ||
+		{ tail -n 20 "$new/apt.log" >&2; die "apt-get could not fetch CRIU from Debian $from"; }
 	for d in "$new"/debs/*.deb; do
 		dpkg -x "$d" "$new/root"
 	done
-	rm -rf "$here/.deps/criu"
-	mv "$new/root" "$here/.deps/criu"
+	rm -rf "$here/.deps/$name"
+	mv "$new/root" "$here/.deps/$name"
 	rm -rf "$new"
 }
 
-# The script finds the prefix from where it lies itself, so the checkout may
-# move. It ends in exec: pid and every descriptor stay, as "criu swrk FD" and
-# --inherit-fd need it.
+# write_wrapper NAME: bin/NAME. The script finds the prefix from where it lies
+# itself, so the checkout may move. It ends in exec: pid and every descriptor
+# stay, as "criu swrk FD" and --inherit-fd need it.
 write_wrapper() {
-	cat >bin/criu.new <<'WRAPPER'
+	sed "s/@NAME@/$1/" >"bin/$1.new" <<'WRAPPER'
 #!/bin/sh
 # Written by hack/deps.sh: Debian's CRIU with its own C library.
 self=$(readlink -f "$0")
-root=${self%/*/*}/.deps/criu
+root=${self%/*/*}/.deps/@NAME@
 lib=$root/usr/lib/x86_64-linux-gnu
 exec "$lib/ld-linux-x86-64.so.2" --argv0 criu --library-path "$lib" "$root/usr/sbin/criu" "$@"
 WRAPPER
-	chmod 755 bin/criu.new
-	mv -f bin/criu.new bin/criu
+	chmod 755 "bin/$1.new"
+	mv -f "bin/$1.new" "bin/$1"
+}
+
+# provide NAME SUITE LEAST: bin/NAME, a CRIU of at least that version.
+provide() {
+	! works "bin/$1" "$3" || return 0
+	own=$(PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin command -v criu || :)
+	if [ -n "$own" ] && works "$own" "$3"; then
+		ln -sfn "$own" "bin/$1"
+	else
+		unpack_criu "$1" "$2"
+		write_wrapper "$1"
+		works "bin/$1" "$3" || { cat .deps/check.log >&2; die "\"bin/$1 check\" fails on this machine's kernel"; }
+	fi
+	say "bin/$1 is CRIU $("bin/$1" --version | sed -n 's/^Version: *//p')"
 }
 
 install_packages
-if ! works bin/criu; then
-	own=$(PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin command -v criu || :)
-	if [ -n "$own" ] && works "$own"; then
-		ln -sfn "$own" bin/criu
-	else
-		unpack_criu
-		write_wrapper
-		works bin/criu || { cat .deps/check.log >&2; die "\"bin/criu check\" fails on this machine's kernel"; }
-	fi
-	say "bin/criu is CRIU $(bin/criu --version | sed -n 's/^Version: *//p')"
-fi
+provide criu "$criu_suite" "$criu_least"
+provide criu-next "$criu_next_suite" "$criu_next_least"
