@@ -17,9 +17,11 @@ var Checkout = func() string {
 
 // Programs holds the paths of what is built once per run.
 type Programs struct {
-	SPFS, Swap                                      string // under test
-	Counter, Puppet, Container, Loopback, Contained string // fixtures
-	CRIU                                            string // bin/criu, from "make deps"
+	SPFS, Swap                      string // under test
+	Counter, Puppet, Container, Pod string // fixtures …
+	Loopback, Writeback             string // … that are FUSE daemons
+	Contained                       string
+	CRIU, CRIUNext                  string // bin/criu and bin/criu-next, from "make deps"
 }
 
 var built struct {
@@ -45,9 +47,11 @@ func Build(t T) Programs {
 	at := func(name string) string { return filepath.Join(built.dir, name) }
 	return Programs{
 		SPFS: at("spfs"), Swap: at("spfs-swap"),
-		Counter: at("counter"), Puppet: at("puppet"), Container: at("container"), Loopback: at("loopback"),
+		Counter: at("counter"), Puppet: at("puppet"), Container: at("container"), Pod: at("pod"),
+		Loopback: at("loopback"), Writeback: at("writeback"),
 		Contained: at("contained"),
 		CRIU:      filepath.Join(Checkout, "bin", "criu"),
+		CRIUNext:  filepath.Join(Checkout, "bin", "criu-next"),
 	}
 }
 
@@ -66,6 +70,7 @@ func build() (dir string, err error) {
 		{"bindfs", "bindfs"}, {"sshfs", "sshfs"}, {"fusermount3", "fuse3"}, {"gcc", "gcc"},
 		{"/usr/sbin/sshd", "openssh-server"}, {"ssh-keygen", "openssh-client"},
 		{filepath.Join(Checkout, "bin", "criu"), ""},
+		{filepath.Join(Checkout, "bin", "criu-next"), ""},
 	} {
 		if _, err := exec.LookPath(need.path); err == nil {
 			continue
@@ -93,10 +98,13 @@ func buildInto(dir string) error {
 			return err
 		}
 	}
-	for _, name := range []string{"counter", "puppet", "container"} {
-		source := filepath.Join("test", "fixture", name+".c")
-		if err := compile(exec.Command("gcc", "-std=gnu11", "-static", "-O2", "-Wall", "-Wextra", "-Werror",
-			"-pthread", "-o", filepath.Join(dir, name), source)); err != nil {
+	for _, name := range []string{"counter", "puppet", "container", "pod", "writeback"} {
+		args := []string{"-std=gnu11", "-static", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread",
+			"-o", filepath.Join(dir, name), filepath.Join("test", "fixture", name+".c")}
+		if name == "writeback" { // what "pkg-config fuse3" says, of all in one directory
+			args = append(args, "-I/usr/include/fuse3", "-lfuse3")
+		}
+		if err := compile(exec.Command("gcc", args...)); err != nil {
 			return err
 		}
 	}

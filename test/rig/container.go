@@ -67,16 +67,8 @@ func newContainer(t T, program string, binds []string) *Container {
 		_, target, _ := strings.Cut(b, ":")
 		Mkdir(t, c.Root, target)
 	}
-	if err := unix.Mknod(filepath.Join(c.Root, "dev/null"), unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))); err != nil {
-		t.Fatalf("mknod null in %s: %v", c.Root, err)
-	}
-	content, err := os.ReadFile(program)
-	if err == nil {
-		err = os.WriteFile(c.program(program), content, 0o755)
-	}
-	if err != nil {
-		t.Fatalf("%v", err)
-	}
+	mknod(t, filepath.Join(c.Root, "dev/null"), unix.Mkdev(1, 3))
+	copyFile(t, program, c.program(program))
 	return c
 }
 

@@ -21,6 +21,7 @@ type CounterOptions struct {
 	FDs, Threads, Children int
 	Pace                   time.Duration
 	Quiet                  bool
+	Lists                  bool // works with a directory, several opens of a path, an unlinked file
 }
 
 func (o CounterOptions) args(dir, status string) []string {
@@ -28,6 +29,9 @@ func (o CounterOptions) args(dir, status string) []string {
 		"-c", fmt.Sprint(o.Children), "-p", fmt.Sprint(o.Pace.Microseconds())}
 	if o.Quiet {
 		args = append(args, "-q")
+	}
+	if o.Lists {
+		args = append(args, "-l")
 	}
 	return args
 }

@@ -17,8 +17,8 @@ type SSHServer struct {
 	dir  string // its keys
 }
 
-// StartSSH starts one, until t ends.
-func StartSSH(t T) *SSHServer {
+// newSSHServer makes the keys and chooses the port of one.
+func newSSHServer(t T) *SSHServer {
 	t.Helper()
 	s := &SSHServer{dir: Dir(t), port: freePort(t)}
 	for _, key := range []string{"host", "user"} {
@@ -29,7 +29,12 @@ func StartSSH(t T) *SSHServer {
 		t.Fatalf("%v", err)
 	}
 	Write(t, s.path("known"), fmt.Sprintf("[127.0.0.1]:%d %s", s.port, host))
-	Write(t, s.path("config"), fmt.Sprintf(`
+	return s
+}
+
+// config is the configuration of an sshd that finds the keys where at has them.
+func (s *SSHServer) config(at *SSHServer) string {
+	return fmt.Sprintf(`
 ListenAddress 127.0.0.1:%d
 HostKey %s
 AuthorizedKeysFile %s
@@ -40,7 +45,14 @@ KbdInteractiveAuthentication no
 UsePAM no
 PidFile none
 Subsystem sftp internal-sftp
-`, s.port, s.path("host"), s.path("user.pub")))
+`, s.port, at.path("host"), at.path("user.pub"))
+}
+
+// StartSSH starts one, until t ends.
+func StartSSH(t T) *SSHServer {
+	t.Helper()
+	s := newSSHServer(t)
+	Write(t, s.path("config"), s.config(s))
 
 	r := Begin(t, exec.Command("/usr/sbin/sshd", "-D", "-e", "-f", s.path("config")))
 	Await(t, patience, func() bool {
