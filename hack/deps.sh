@@ -173,24 +173,47 @@ unpack_criu() {
 # itself, so the checkout may move. It ends in exec: pid and every descriptor
 # stay, as "criu swrk FD" and --inherit-fd need it.
 write_wrapper() {
-	sed "s/@NAME@/$1/" >"bin/$1.new" <<'WRAPPER'
+	sed "s/@NAME@/$1/; s/^@FAULT@\$/$fault/; /^\$/d" >"bin/$1.new" <<'WRAPPER'
 #!/bin/sh
 # Written by hack/deps.sh: Debian's CRIU with its own C library.
 self=$(readlink -f "$0")
 root=${self%/*/*}/.deps/@NAME@
 lib=$root/usr/lib/x86_64-linux-gnu
+@FAULT@
 exec "$lib/ld-linux-x86-64.so.2" --argv0 criu --library-path "$lib" "$root/usr/sbin/criu" "$@"
 WRAPPER
 	chmod 755 "bin/$1.new"
 	mv -f "bin/$1.new" "bin/$1"
 }
 
+# fault: what a wrapper must set for CRIU to work on this machine. Where
+# hardware breakpoints never fire (some virtual machines) CRIU waits for one
+# for ever, unless its own fault injection makes it do without
+# (criu/include/fault-injection.h: FI_NO_BREAKPOINTS).
+fault() {
+	cc -o .deps/breakpoints hack/breakpoints.c || die "cc could not compile hack/breakpoints.c"
+	rc=0
+	.deps/breakpoints 9>&- || rc=$?
+	case $rc in
+	0) ;;
+	1) echo 'export CRIU_FAULT=130' ;;
+	*) die "could not tell whether hardware breakpoints work here (hack/breakpoints.c: status $rc)" ;;
+	esac
+}
+
 # provide NAME SUITE LEAST: bin/NAME, a CRIU of at least that version.
 provide() {
 	! works "bin/$1" "$3" || return 0
+	fault=$(fault) # an assignment, so that its failure is this script's
 	own=$(PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin command -v criu || :)
 	if [ -n "$own" ] && works "$own" "$3"; then
-		ln -sfn "$own" "bin/$1"
+		if [ -z "$fault" ]; then
+			ln -sfn "$own" "bin/$1"
+		else
+			printf '#!/bin/sh\n# Written by hack/deps.sh.\n%s\nexec %s "$@"\n' "$fault" "$own" >"bin/$1.new"
+			chmod 755 "bin/$1.new"
+			mv -f "bin/$1.new" "bin/$1"
+		fi
 	else
 		unpack_criu "$1" "$2"
 		write_wrapper "$1"
