@@ -3,6 +3,7 @@ package fusedev
 import (
 	"fmt"
 	"os"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,19 +25,83 @@ type Conn struct {
 // anywhere yet: the caller starts to serve it, then attaches it, so that
 // nobody ever meets a mount without a server. source is what the first field
 // of mountinfo's super options shows ("spfs").
-func Mount(source string) (*Conn, *Detached, error) {
+func Mount(source string) (*Conn, *Detached, error) { return MountWith(ownOptions(source)) }
+
+// MountWith is Mount with the options given.
+func MountWith(o Options) (*Conn, *Detached, error) {
 	// Blocking: each reader waits in read(2) on a thread of its own, which
 	// costs one system call a request where polling costs three.
-	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	fd, err := openDevice()
 	if err != nil {
-		return nil, nil, fmt.Errorf("opening /dev/fuse: %w", err)
+		return nil, nil, err
 	}
-	d, dev, err := mountOn(fd, source)
+	d, dev, err := mountOn(fd, o)
 	if err != nil {
 		unix.Close(fd)
 		return nil, nil, err
 	}
 	return &Conn{fd: fd, dev: dev, ended: make(chan struct{})}, d, nil
+}
+
+func openDevice() (int, error) {
+	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("opening /dev/fuse: %w", err)
+	}
+	return fd, nil
+}
+
+// devIocClone is FUSE_DEV_IOC_CLONE: _IOR(229, 0, uint32_t).
+const devIocClone = 0x8004e500
+
+// Clone makes another device of the connection that device is a descriptor
+// of. All devices take requests from one queue, and what was read through one
+// must be answered through it. Whatever the original's descriptor is set to
+// (O_NONBLOCK), and whoever else has it, the clone is the caller's own.
+func Clone(device *os.File) (*Conn, error) {
+	raw, err := device.SyscallConn()
+	if err != nil {
+		return nil, fmt.Errorf("cloning the FUSE device: %w", err)
+	}
+	fd, err := openDevice()
+	if err != nil {
+		return nil, err
+	}
+	var errno unix.Errno
+	if err = raw.Control(func(old uintptr) {
+		arg := uint32(old)
+		_, _, errno = unix.Syscall(unix.SYS_IOCTL, uintptr(fd), devIocClone, uintptr(unsafe.Pointer(&arg)))
+	}); err == nil && errno != 0 {
+		err = errno
+	}
+	if err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("cloning the FUSE device: %w", err)
+	}
+	return &Conn{fd: fd, ended: make(chan struct{})}, nil
+}
+
+// Clone makes another device of the same connection; see the function Clone.
+func (c *Conn) Clone() (*Conn, error) {
+	f, err := c.File()
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	n, err := Clone(f)
+	if err == nil {
+		n.dev = c.dev
+	}
+	return n, err
+}
+
+// File is another descriptor of this device: the same description.
+func (c *Conn) File() (*os.File, error) {
+	fd, err := unix.FcntlInt(uintptr(c.fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("copying the descriptor of the FUSE connection: %w", err)
+	}
+	return os.NewFile(uintptr(fd), "/dev/fuse"), nil
 }
 
 // Dev is the st_dev of the mount, as the kernel tells it to user space.
@@ -69,6 +134,9 @@ func (d *Detached) Attach(at *os.File) error {
 	}
 	return nil
 }
+
+// File is the mount's descriptor, to open below it. It stays d's.
+func (d *Detached) File() *os.File { return d.file }
 
 // Close drops the reference. A mount that was never attached goes away, and
 // its connection ends.

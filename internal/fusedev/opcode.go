@@ -5,38 +5,75 @@ import "fmt"
 // Opcode is an operation of the FUSE protocol (include/uapi/linux/fuse.h).
 type Opcode uint32
 
-// The operations that are told from the others somewhere.
+// The operations.
 const (
-	OpLookup      Opcode = 1
-	OpForget      Opcode = 2
-	OpGetattr     Opcode = 3
-	OpOpen        Opcode = 14
-	OpRead        Opcode = 15
-	OpWrite       Opcode = 16
-	OpRelease     Opcode = 18
-	OpFlush       Opcode = 25
-	OpInit        Opcode = 26
-	OpSetlk       Opcode = 32
-	OpSetlkw      Opcode = 33
-	OpInterrupt   Opcode = 36
-	OpDestroy     Opcode = 38
-	OpBatchForget Opcode = 42
+	OpLookup          Opcode = 1
+	OpForget          Opcode = 2
+	OpGetattr         Opcode = 3
+	OpSetattr         Opcode = 4
+	OpReadlink        Opcode = 5
+	OpSymlink         Opcode = 6
+	OpMknod           Opcode = 8
+	OpMkdir           Opcode = 9
+	OpUnlink          Opcode = 10
+	OpRmdir           Opcode = 11
+	OpRename          Opcode = 12
+	OpLink            Opcode = 13
+	OpOpen            Opcode = 14
+	OpRead            Opcode = 15
+	OpWrite           Opcode = 16
+	OpStatfs          Opcode = 17
+	OpRelease         Opcode = 18
+	OpFsync           Opcode = 20
+	OpSetxattr        Opcode = 21
+	OpGetxattr        Opcode = 22
+	OpListxattr       Opcode = 23
+	OpRemovexattr     Opcode = 24
+	OpFlush           Opcode = 25
+	OpInit            Opcode = 26
+	OpOpendir         Opcode = 27
+	OpReaddir         Opcode = 28
+	OpReleasedir      Opcode = 29
+	OpFsyncdir        Opcode = 30
+	OpGetlk           Opcode = 31
+	OpSetlk           Opcode = 32
+	OpSetlkw          Opcode = 33
+	OpAccess          Opcode = 34
+	OpCreate          Opcode = 35
+	OpInterrupt       Opcode = 36
+	OpBmap            Opcode = 37
+	OpDestroy         Opcode = 38
+	OpIoctl           Opcode = 39
+	OpPoll            Opcode = 40
+	OpNotifyReply     Opcode = 41
+	OpBatchForget     Opcode = 42
+	OpFallocate       Opcode = 43
+	OpReaddirplus     Opcode = 44
+	OpRename2         Opcode = 45
+	OpLseek           Opcode = 46
+	OpCopyFileRange   Opcode = 47
+	OpSetupmapping    Opcode = 48
+	OpRemovemapping   Opcode = 49
+	OpSyncfs          Opcode = 50
+	OpTmpfile         Opcode = 51
+	OpStatx           Opcode = 52
+	OpCopyFileRange64 Opcode = 53
 )
 
 var opNames = map[Opcode]string{
-	OpLookup: "LOOKUP", OpForget: "FORGET", OpGetattr: "GETATTR", 4: "SETATTR",
-	5: "READLINK", 6: "SYMLINK", 8: "MKNOD", 9: "MKDIR", 10: "UNLINK",
-	11: "RMDIR", 12: "RENAME", 13: "LINK", OpOpen: "OPEN", OpRead: "READ",
-	OpWrite: "WRITE", 17: "STATFS", OpRelease: "RELEASE", 20: "FSYNC",
-	21: "SETXATTR", 22: "GETXATTR", 23: "LISTXATTR", 24: "REMOVEXATTR",
-	OpFlush: "FLUSH", OpInit: "INIT", 27: "OPENDIR", 28: "READDIR",
-	29: "RELEASEDIR", 30: "FSYNCDIR", 31: "GETLK", OpSetlk: "SETLK",
-	OpSetlkw: "SETLKW", 34: "ACCESS", 35: "CREATE", OpInterrupt: "INTERRUPT",
-	37: "BMAP", OpDestroy: "DESTROY", 39: "IOCTL", 40: "POLL",
-	41: "NOTIFY_REPLY", OpBatchForget: "BATCH_FORGET", 43: "FALLOCATE",
-	44: "READDIRPLUS", 45: "RENAME2", 46: "LSEEK", 47: "COPY_FILE_RANGE",
-	48: "SETUPMAPPING", 49: "REMOVEMAPPING", 50: "SYNCFS", 51: "TMPFILE",
-	52: "STATX", 53: "COPY_FILE_RANGE_64",
+	OpLookup: "LOOKUP", OpForget: "FORGET", OpGetattr: "GETATTR", OpSetattr: "SETATTR",
+	OpReadlink: "READLINK", OpSymlink: "SYMLINK", OpMknod: "MKNOD", OpMkdir: "MKDIR", OpUnlink: "UNLINK",
+	OpRmdir: "RMDIR", OpRename: "RENAME", OpLink: "LINK", OpOpen: "OPEN", OpRead: "READ",
+	OpWrite: "WRITE", OpStatfs: "STATFS", OpRelease: "RELEASE", OpFsync: "FSYNC",
+	OpSetxattr: "SETXATTR", OpGetxattr: "GETXATTR", OpListxattr: "LISTXATTR", OpRemovexattr: "REMOVEXATTR",
+	OpFlush: "FLUSH", OpInit: "INIT", OpOpendir: "OPENDIR", OpReaddir: "READDIR",
+	OpReleasedir: "RELEASEDIR", OpFsyncdir: "FSYNCDIR", OpGetlk: "GETLK", OpSetlk: "SETLK",
+	OpSetlkw: "SETLKW", OpAccess: "ACCESS", OpCreate: "CREATE", OpInterrupt: "INTERRUPT",
+	OpBmap: "BMAP", OpDestroy: "DESTROY", OpIoctl: "IOCTL", OpPoll: "POLL",
+	OpNotifyReply: "NOTIFY_REPLY", OpBatchForget: "BATCH_FORGET", OpFallocate: "FALLOCATE",
+	OpReaddirplus: "READDIRPLUS", OpRename2: "RENAME2", OpLseek: "LSEEK", OpCopyFileRange: "COPY_FILE_RANGE",
+	OpSetupmapping: "SETUPMAPPING", OpRemovemapping: "REMOVEMAPPING", OpSyncfs: "SYNCFS", OpTmpfile: "TMPFILE",
+	OpStatx: "STATX", OpCopyFileRange64: "COPY_FILE_RANGE_64",
 }
 
 // String is the operation's name in the kernel's header, without FUSE_.
@@ -50,14 +87,14 @@ func (o Opcode) String() string {
 // nameOffset is, for the operations whose argument ends in a name, how many
 // bytes stand between the header and the name.
 var nameOffset = map[Opcode]int{
-	OpLookup: 0,
-	6:        0,  // SYMLINK: the new name, then where it points
-	8:        16, // MKNOD: fuse_mknod_in
-	9:        8,  // MKDIR: fuse_mkdir_in
-	10:       0,  // UNLINK
-	11:       0,  // RMDIR
-	12:       8,  // RENAME: fuse_rename_in
-	13:       8,  // LINK: fuse_link_in
-	35:       16, // CREATE: fuse_create_in
-	45:       16, // RENAME2: fuse_rename2_in
+	OpLookup:  0,
+	OpSymlink: 0,  // SYMLINK: the new name, then where it points
+	OpMknod:   16, // MKNOD: fuse_mknod_in
+	OpMkdir:   8,  // MKDIR: fuse_mkdir_in
+	OpUnlink:  0,  // UNLINK
+	OpRmdir:   0,  // RMDIR
+	OpRename:  8,  // RENAME: fuse_rename_in
+	OpLink:    8,  // LINK: fuse_link_in
+	OpCreate:  16, // CREATE: fuse_create_in
+	OpRename2: 16, // RENAME2: fuse_rename2_in
 }

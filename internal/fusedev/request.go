@@ -30,6 +30,26 @@ func (r Request) NodeID() uint64 { return r.u64(16) }
 // write-back).
 func (r Request) TID() int { return int(int32(r.u32(32))) }
 
+// UID is the user that asks, as the connection's user namespace sees it.
+func (r Request) UID() uint32 { return r.u32(24) }
+
+// GID is that user's group.
+func (r Request) GID() uint32 { return r.u32(28) }
+
+// Arg is what follows the header: nothing, if that is all.
+func (r Request) Arg() []byte {
+	if !r.valid() {
+		return nil
+	}
+	return r[headerSize:]
+}
+
+// U32 is the number of 32 bits that lies so many bytes behind the header.
+func (r Request) U32(at int) uint32 { return r.u32(headerSize + at) }
+
+// U64 is the number of 64 bits that lies so many bytes behind the header.
+func (r Request) U64(at int) uint64 { return r.u64(headerSize + at) }
+
 // Interrupted is what an INTERRUPT is about: the Unique of another request.
 func (r Request) Interrupted() uint64 { return r.u64(headerSize) }
 
