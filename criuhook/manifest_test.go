@@ -222,17 +222,3 @@ func FuzzDecodeManifest(f *testing.F) {
 		}
 	})
 }
-
-func FuzzText(f *testing.F) {
-	f.Add([]byte("a%b\xff\uFFFDé"))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		j, err := json.Marshal(Text(b))
-		if err != nil {
-			t.Fatal(err)
-		}
-		var got Text
-		if err := json.Unmarshal(j, &got); err != nil || string(got) != string(b) {
-			t.Errorf("%q became %s and then %q (%v)", b, j, got, err)
-		}
-	})
-}
