@@ -34,7 +34,7 @@ const (
 // inside. Each of binds, "SOURCE:TARGET", shows a directory of here inside.
 func StartCounterContainer(t T, dir string, o CounterOptions, binds ...string) *Container {
 	t.Helper()
-	c := newContainer(t, Build(t).Counter, binds)
+	c := newContainer(t, Dir(t), Build(t).Counter, binds)
 	c.Counter = counterAt(t, filepath.Join(c.Root, statusInside), o)
 	c.start(binds, append([]string{"/bin/counter"}, o.args(dir, statusInside)...)...)
 	c.Counter.PID = c.PID
@@ -45,7 +45,7 @@ func StartCounterContainer(t T, dir string, o CounterOptions, binds ...string) *
 // StartPuppetContainer runs a puppet as a container's first process.
 func StartPuppetContainer(t T, binds ...string) (*Container, *Puppet) {
 	t.Helper()
-	c := newContainer(t, Build(t).Puppet, binds)
+	c := newContainer(t, Dir(t), Build(t).Puppet, binds)
 	p := &Puppet{t: t, channels: filepath.Join(c.Root, channelsInside), channelsInside: channelsInside, spawned: new(int)}
 	name := p.newChannel()
 	c.start(binds, "/bin/puppet", filepath.Join(channelsInside, name))
@@ -54,10 +54,10 @@ func StartPuppetContainer(t T, binds ...string) (*Container, *Puppet) {
 	return c, p
 }
 
-// newContainer makes the root, with the program in it.
-func newContainer(t T, program string, binds []string) *Container {
+// newContainer makes the root in dir, with the program in it.
+func newContainer(t T, dir, program string, binds []string) *Container {
 	t.Helper()
-	c := &Container{Root: Mkdir(t, Dir(t), "root"), t: t}
+	c := &Container{Root: Mkdir(t, dir, "root"), t: t}
 	Bind(t, c.Root, c.Root)
 	t.Cleanup(c.Kill)
 	for _, d := range []string{"bin", "dev", "proc", "run", "tmp"} {

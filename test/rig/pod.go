@@ -135,7 +135,16 @@ func mknod(t T, path string, dev uint64) {
 func StartPod(t T, kind PodKind, o CounterOptions) *Pod {
 	t.Helper()
 	b := Build(t)
-	c := newContainer(t, b.Pod, nil)
+	// In memory: a directory of ext4 that is opened, positioned at its end and
+	// read there stays at its end, even when it is positioned at its beginning
+	// (fs/ext4/dir.c: ext4_dx_readdir). CRIU does the former, to whoever had it
+	// open there.
+	top := Dir(t)
+	if err := unix.Mount("pod", top, "tmpfs", 0, "mode=0755"); err != nil {
+		t.Fatalf("mount a tmpfs on %s: %v", top, err)
+	}
+	t.Cleanup(func() { Unmount(t, top) })
+	c := newContainer(t, top, b.Pod, nil)
 	p := &Pod{Container: c, Kind: kind, Data: Mkdir(t, c.Root, podData)}
 	Mkdir(t, c.Root, PodMount)
 	mknod(t, filepath.Join(c.Root, "dev/fuse"), unix.Mkdev(10, 229))
