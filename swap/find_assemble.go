@@ -387,6 +387,7 @@ func (a *assembly) addSpaces(readings []*reading) {
 		for _, m := range class[0].maps {
 			s.Mappings = append(s.Mappings, a.mapping(p, m))
 		}
+		a.addLocking(p, s)
 		a.Spaces = append(a.Spaces, s)
 	}
 	slices.SortFunc(a.Spaces, func(x, y *AddressSpace) int { return compareTasks(x.Tasks[0], y.Tasks[0]) })
@@ -405,7 +406,7 @@ func (a *assembly) mapping(p *Process, r mapRead) *Mapping {
 	if kind := uint32(r.attr.Mode) & unix.S_IFMT; kind != unix.S_IFREG {
 		add("it is of no regular file", "unmap it")
 	}
-	for _, odd := range r.oddFlags() {
+	for _, odd := range r.oddFlags(&m.state) {
 		add("it is "+odd, "undo that, or unmap it")
 	}
 	if r.vmFlags == nil {

@@ -18,6 +18,7 @@ type mapLine struct {
 	shared     bool
 	ino        uint64
 	vmFlags    []string // two letters each, from smaps; nil until read
+	key        int      // protection key, likewise
 }
 
 var errMapLine = errors.New("not understood")
@@ -98,8 +99,18 @@ func parseSmaps(text []byte, dev uint64) ([]mapLine, error) {
 			}
 			continue
 		}
-		if ours && string(key) == "VmFlags:" {
-			found[len(found)-1].vmFlags = strings.Fields(string(value))
+		if !ours {
+			continue
+		}
+		last := &found[len(found)-1]
+		switch string(key) {
+		case "VmFlags:":
+			last.vmFlags = strings.Fields(string(value))
+		case "ProtectionKey:":
+			var err error
+			if last.key, err = protectionKey(value); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return found, nil
@@ -116,19 +127,10 @@ var plainFlags = map[string]bool{
 
 // flagMeanings says what some VmFlags mean (Documentation/filesystems/proc.rst).
 var flagMeanings = map[string]string{
-	"lo": "locked in memory (mlock)",
-	"sr": "advised MADV_SEQUENTIAL",
-	"rr": "advised MADV_RANDOM",
-	"dc": "advised MADV_DONTFORK",
-	"dd": "advised MADV_DONTDUMP",
 	"wf": "advised MADV_WIPEONFORK",
-	"hg": "advised MADV_HUGEPAGE",
-	"nh": "advised MADV_NOHUGEPAGE",
-	"mg": "advised MADV_MERGEABLE",
 	"um": "watched by userfaultfd",
 	"uw": "write-protected by userfaultfd",
 	"ui": "watched by userfaultfd for minor faults",
-	"nr": "mapped with MAP_NORESERVE",
 	"sf": "mapped with MAP_SYNC",
 	"gd": "growing downwards",
 	"ht": "of huge pages",
@@ -140,11 +142,15 @@ var flagMeanings = map[string]string{
 	"io": "of device memory",
 }
 
-// oddFlags says what about a mapping mmap and mprotect would not bring back.
-func (m *mapLine) oddFlags() []string {
+// oddFlags says what about a mapping can't be brought back. What must be said
+// again of the new one is noted in state.
+func (m *mapLine) oddFlags(state *mappingState) []string {
 	var odd []string
+	if m.key != 0 {
+		odd = append(odd, fmt.Sprintf("under the protection key %d (pkey_mprotect)", m.key))
+	}
 	for _, f := range m.vmFlags {
-		if plainFlags[f] {
+		if plainFlags[f] || state.take(f) {
 			continue
 		}
 		meaning := flagMeanings[f]

@@ -3,6 +3,7 @@ package swap
 import (
 	"encoding/binary"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -58,6 +59,7 @@ Size:                  4 kB
 VmFlags: rd ex mr mw me lo hg 
 7f0000000000-7f0000002000 rw-s 00000000 00:2d 8                          /mnt/c
 VmFlags: rd wr sh mr mw me ms sd 
+ProtectionKey:         3
 7f0000002000-7f0000003000 rw-p 00000000 08:01 8                          /x
 VmFlags: rd wr mr mw me ac lo 
 ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsyscall]
@@ -67,19 +69,21 @@ VmFlags: ex
 func TestParseSmaps(t *testing.T) {
 	got, err := parseSmaps([]byte(smapsText), unix.Mkdev(0, 0x2d))
 	want := []mapLine{
-		{0x400000, 0x401000, 0x1000, unix.PROT_READ | unix.PROT_EXEC, false, 7, []string{"rd", "ex", "mr", "mw", "me", "lo", "hg"}},
-		{0x7f0000000000, 0x7f0000002000, 0, unix.PROT_READ | unix.PROT_WRITE, true, 8, []string{"rd", "wr", "sh", "mr", "mw", "me", "ms", "sd"}},
+		{0x400000, 0x401000, 0x1000, unix.PROT_READ | unix.PROT_EXEC, false, 7, []string{"rd", "ex", "mr", "mw", "me", "lo", "hg"}, 0},
+		{0x7f0000000000, 0x7f0000002000, 0, unix.PROT_READ | unix.PROT_WRITE, true, 8, []string{"rd", "wr", "sh", "mr", "mw", "me", "ms", "sd"}, 3},
 	}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Fatalf("got %+v (%v), want %+v", got, err, want)
 	}
-	if odd := got[0].oddFlags(); len(odd) != 2 || !strings.Contains(odd[0], "mlock") {
-		t.Errorf("odd flags %q", odd)
+	var state mappingState
+	if odd := got[0].oddFlags(&state); len(odd) != 0 || !state.locked || !slices.Equal(state.advice, []int{unix.MADV_HUGEPAGE}) {
+		t.Errorf("odd flags %q, state %+v", odd, state)
 	}
-	if odd := got[1].oddFlags(); len(odd) != 0 || !got[1].mayWrite() {
-		t.Errorf("odd flags %q of a plain mapping, may be written to: %v", odd, got[1].mayWrite())
+	state = mappingState{}
+	if odd := got[1].oddFlags(&state); len(odd) != 1 || !strings.Contains(odd[0], "key 3") || !got[1].mayWrite() || !reflect.DeepEqual(state, mappingState{}) {
+		t.Errorf("odd flags %q, state %+v of a mapping with a key, may be written to: %v", odd, state, got[1].mayWrite())
 	}
-	if odd := (&mapLine{vmFlags: []string{"zz"}}).oddFlags(); len(odd) != 1 {
+	if odd := (&mapLine{vmFlags: []string{"zz"}}).oddFlags(&state); len(odd) != 1 {
 		t.Error("an unknown flag is not odd")
 	}
 }
@@ -92,7 +96,7 @@ func FuzzParseMaps(f *testing.F) {
 		lines, err := parseSmaps([]byte(text), dev)
 		if err == nil {
 			for i := range lines {
-				lines[i].oddFlags()
+				lines[i].oddFlags(new(mappingState))
 				if lines[i].start >= lines[i].end {
 					t.Errorf("an empty mapping: %+v", lines[i])
 				}

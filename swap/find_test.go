@@ -347,14 +347,15 @@ func TestFindObstacles(t *testing.T) {
 		"flock": {func(t *testing.T, p *rig.Puppet) {
 			p.Must(unix.SYS_FLOCK, p.Open(old+"/file", unix.O_RDWR), unix.LOCK_EX)
 		}, "FLOCK"},
-		"mlock": {func(t *testing.T, p *rig.Puppet) {
+		"sealed mapping": {func(t *testing.T, p *rig.Puppet) {
 			at := p.Mmap(p.Open(old+"/file", unix.O_RDWR), pageSize, unix.PROT_READ, unix.MAP_SHARED)
-			p.Must(unix.SYS_MLOCK, int(at), pageSize)
-		}, "locked in memory"},
-		"madvise": {func(t *testing.T, p *rig.Puppet) {
+			p.Must(unix.SYS_MSEAL, int(at), pageSize, 0)
+		}, "sealed"},
+		"guard region": {func(t *testing.T, p *rig.Puppet) {
 			at := p.Mmap(p.Open(old+"/file", unix.O_RDWR), pageSize, unix.PROT_READ, unix.MAP_SHARED)
-			p.Must(unix.SYS_MADVISE, int(at), pageSize, unix.MADV_DONTFORK)
-		}, "MADV_DONTFORK"},
+			const guardInstall = 102 // MADV_GUARD_INSTALL of include/uapi/asm-generic/mman-common.h
+			p.Must(unix.SYS_MADVISE, int(at), pageSize, guardInstall)
+		}, "guard regions"},
 		"inotify": {func(t *testing.T, p *rig.Puppet) {
 			p.Must(unix.SYS_INOTIFY_ADD_WATCH, p.Must(unix.SYS_INOTIFY_INIT1, 0), old+"/dir", unix.IN_CREATE)
 		}, "inotify"},

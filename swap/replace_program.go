@@ -223,14 +223,12 @@ func (p *program) mapNew(s *AddressSpace, room int) {
 			if i < 0 || i >= len(part) {
 				continue
 			}
-			kind := unix.MAP_PRIVATE
-			if m.Shared {
-				kind = unix.MAP_SHARED
-			}
+			p.unlockOld(s, m)
 			length := ptrace.Const(m.End - m.Start)
-			made := p.Syscall(unix.SYS_MMAP, ptrace.Const(0), length, ptrace.Int(m.Prot), ptrace.Int(kind),
+			made := p.Syscall(unix.SYS_MMAP, ptrace.Const(0), length, ptrace.Int(m.Prot), ptrace.Int(m.mmapFlags()),
 				fds[i].Int32(), ptrace.Const(m.Offset)).Name("mmap of " + m.Path)
 			p.did(func() { p.Syscall(unix.SYS_MUNMAP, made, length).Ignore() })
+			p.tellState(s, m, made)
 			p.moved = append(p.moved, movedRange{m, made})
 		}
 		for _, fd := range fds {

@@ -120,6 +120,8 @@ type Directory struct {
 type AddressSpace struct {
 	Tasks    []Task
 	Mappings []*Mapping // by rising address
+
+	locking locking
 }
 
 // Mapping is one VMA backed by a file on the file system.
@@ -135,7 +137,8 @@ type Mapping struct {
 
 	Replacement *os.File // shared by the mappings of one file; nil until planned
 
-	attr attributes
+	attr  attributes
+	state mappingState
 }
 
 // writes says whether the file can be written to through m.
