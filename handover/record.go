@@ -101,6 +101,10 @@ type Node struct {
 
 	// Unlinked tells that nothing leads to it but open files.
 	Unlinked bool `json:"unlinked,omitempty"`
+
+	// Was is the last name of an unlinked node, if its directory is a node
+	// of the record: what /proc shows of it, with " (deleted)" behind.
+	Was *Name `json:"was,omitempty"`
 }
 
 // Name is one name of a node.
@@ -162,4 +166,14 @@ type Handle struct {
 
 	// Mapped tells that only mappings use it: the descriptor is closed.
 	Mapped bool `json:"mapped,omitempty"`
+
+	// PID and FD are a process that has it, at dump, and its number there,
+	// which tells which description of the images it belongs to. Of a handle
+	// that is Mapped they are 0.
+	PID int `json:"pid,omitempty"`
+	FD  int `json:"fd,omitempty"`
+
+	// Marked tells that the images open it through its [Mark], so that a
+	// restore gives it to nobody else.
+	Marked bool `json:"marked,omitempty"`
 }

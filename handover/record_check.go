@@ -229,6 +229,12 @@ func checkNames(list []Node, nodes map[uint64]*Node) error {
 				rooted[at] = true
 			}
 		}
+		if w := n.Was; w != nil {
+			p := nodes[w.Parent]
+			if !n.Unlinked || !validName(string(w.Name)) || p == nil || p == n || p.Unlinked || p.Attr.Mode&unix.S_IFMT != unix.S_IFDIR {
+				return fmt.Errorf("node %d: it was never %q", n.ID, w.Name)
+			}
+		}
 	}
 	return nil
 }

@@ -26,9 +26,9 @@ func sample() *Record {
 			{ID: 7, Lookups: 2, Names: []Name{{5, "f"}, {1, "link\xfe"}}, Attr: Attr{Mode: unix.S_IFREG | 0o4644, Size: 8192},
 				Xattrs: []Xattr{{"user.a", "\x00\x01"}}, Content: []Span{{0, []byte("abc")}, {4096, []byte("def")}}},
 			{ID: 8, Names: []Name{{5, "s"}}, Attr: Attr{Mode: unix.S_IFLNK | 0o777}, Target: "../x"},
-			{ID: 1 << 63, Unlinked: true, Whole: true, Attr: Attr{Mode: unix.S_IFREG, Size: 1}, Content: []Span{{0, []byte("x")}}},
+			{ID: 1 << 63, Unlinked: true, Was: &Name{5, "gone"}, Whole: true, Attr: Attr{Mode: unix.S_IFREG, Size: 1}, Content: []Span{{0, []byte("x")}}},
 		},
-		Handles: []Handle{{Node: 7, FH: 1 << 47, Flags: unix.O_RDWR, OpenFlags: 2, Known: true, Mapped: true}, {Node: 5, FH: 0, Dir: true}},
+		Handles: []Handle{{Node: 7, FH: 1 << 47, Flags: unix.O_RDWR, OpenFlags: 2, Known: true, Mapped: true, Marked: true}, {Node: 5, FH: 0, Dir: true}},
 	}
 }
 
@@ -80,6 +80,8 @@ func TestBadRecordsAreRefused(t *testing.T) {
 		"time":                   func(r *Record) { r.Nodes[0].Attr.Mtime[1] = 1e9 },
 		"no kind of file":        func(r *Record) { r.Nodes[2].Attr.Mode = 0o644 },
 		"entry with a slash":     func(r *Record) { r.Nodes[0].Entries[1].Name = "a/b" },
+		"was in no directory":    func(r *Record) { r.Nodes[4].Was.Parent = 7 },
+		"was, but is":            func(r *Record) { r.Nodes[3].Was = &Name{1, "x"} },
 		"xattr without a name":   func(r *Record) { r.Nodes[2].Xattrs[0].Name = "" },
 	} {
 		r := sample()
