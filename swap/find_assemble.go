@@ -253,15 +253,9 @@ func (a *assembly) addDescription(fds []*fdRead, tables map[*fdRead]*FDTable) {
 	if d.Flags&unix.O_ASYNC != 0 {
 		add("it sends signals (O_ASYNC)", "clear the flag")
 	}
-	for _, fd := range fds {
-		// A POSIX lock is its owner's, so each table may show one of its own.
-		for _, lock := range fd.info.locks {
-			d.locked = true
-			add("it is locked ("+lock+")", "release the lock")
-		}
-		if len(fd.info.locks) > 0 {
-			break
-		}
+	addLocks(d, fds, tables, add)
+	if d.lease != nil {
+		add("it has a lease", "release the lease")
 	}
 }
 

@@ -1,6 +1,7 @@
 package swap
 
 import (
+	"fmt"
 	"os"
 	"slices"
 )
@@ -70,6 +71,24 @@ next:
 		}
 	}
 	return first, further
+}
+
+// furtherObstacles says what can't be left to a further job, which has no way
+// back: what may fail.
+func furtherObstacles(u *Usage) (list []Obstacle) {
+	_, further := jobs(u)
+	for _, j := range further {
+		if j.table == nil {
+			continue
+		}
+		for _, d := range j.table.early() {
+			list = append(list, Obstacle{
+				PID: j.task.PID, Process: processName(j.task.PID), Resource: fmt.Sprintf("thread %d → %s", j.task.TID, printable(d.Path)),
+				Reason: "it is locked by a thread with a descriptor table of its own", Remedy: "release the lock",
+			})
+		}
+	}
+	return list
 }
 
 // put fills an empty slot.

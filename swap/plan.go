@@ -121,6 +121,7 @@ func (p *Plan) fill(ctx context.Context, usage *Usage) error {
 	p.Obstacles = append([]Obstacle(nil), usage.Obstacles...)
 	err := p.opener.fill(ctx, usage)
 	p.Obstacles = append(p.Obstacles, p.opener.obstacles...)
+	p.Obstacles = append(p.Obstacles, furtherObstacles(usage)...)
 	return err
 }
 

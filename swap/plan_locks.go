@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
+	"strings"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -22,8 +24,8 @@ func (p *Plan) askLocks(ctx context.Context) error {
 	for _, d := range p.Usage.Descriptions {
 		switch {
 		case d.Type != unix.S_IFREG || d.Flags&unix.O_PATH != 0:
-		case d.locked:
-			files[d.Ino] = nil // an obstacle already
+		case d.records:
+			return nil // the kernel keeps them, of the whole file system
 		default:
 			if _, known := files[d.Ino]; !known {
 				files[d.Ino] = d
@@ -48,7 +50,7 @@ func (p *Plan) askLocks(ctx context.Context) error {
 	go func() {
 		for _, d := range queue {
 			g.Go(func() error {
-				answers <- answer{d, askLock(d)}
+				answers <- answer{d, p.askLock(d)}
 				return nil
 			})
 		}
@@ -73,7 +75,7 @@ func (p *Plan) askLocks(ctx context.Context) error {
 // askLock asks for a lock on d's file, whoever holds it: of a copy of the
 // description, in our name, all others' locks are in the way of an exclusive
 // one.
-func askLock(d *Description) *Obstacle {
+func (p *Plan) askLock(d *Description) *Obstacle {
 	ref := d.Refs[0]
 	obstacle := func(reason string) *Obstacle {
 		return &Obstacle{
@@ -86,8 +88,20 @@ func askLock(d *Description) *Obstacle {
 		return nil // closed since: whoever looks again sees what came of it
 	}
 	defer unix.Close(fd)
-	lock := unix.Flock_t{Type: unix.F_WRLCK} // from 0 to the end
-	switch err := unix.FcntlFlock(uintptr(fd), unix.F_GETLK, &lock); {
+	var lock unix.Flock_t
+	// A lock of the kernel's may come and go as we ask: it is one if the kernel
+	// has it at any time.
+	for range 20 {
+		lock = unix.Flock_t{Type: unix.F_WRLCK} // from 0 to the end
+		err = unix.FcntlFlock(uintptr(fd), unix.F_GETLK, &lock)
+		if err != nil || lock.Type == unix.F_UNLCK {
+			break
+		}
+		if text, err := os.ReadFile("/proc/locks"); err == nil && kernelLock(string(text), p.Usage.Dev, d.Ino) {
+			return nil
+		}
+	}
+	switch {
 	case err == nil && lock.Type == unix.F_UNLCK:
 		return nil
 	case err == nil && lock.Pid > 0:
@@ -100,4 +114,20 @@ func askLock(d *Description) *Obstacle {
 	default:
 		return obstacle(fmt.Sprintf("whether its daemon keeps a lock on it can't be told (%v)", err))
 	}
+}
+
+// kernelLock says whether the text of /proc/locks (fs/locks.c lock_get_status)
+// has a record lock on a file.
+func kernelLock(text string, dev, ino uint64) bool {
+	file := fmt.Sprintf("%02x:%02x:%d", unix.Major(dev), unix.Minor(dev), ino)
+	for line := range strings.Lines(text) {
+		fields := strings.Fields(line)
+		if len(fields) > 1 && fields[1] == "->" { // it waits for the one above
+			fields = fields[1:]
+		}
+		if len(fields) > 5 && (fields[1] == "POSIX" || fields[1] == "OFDLCK") && fields[5] == file {
+			return true
+		}
+	}
+	return false
 }

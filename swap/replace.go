@@ -124,6 +124,10 @@ func (r *run) start(ctx context.Context, j *job) (*worker, error) {
 	if err != nil {
 		return nil, err
 	}
+	if n := len(j.table.early()); n >= room {
+		j.close()
+		return nil, fmt.Errorf("process %d: %d free descriptor numbers are needed, and %d are there", j.task.PID, n+1, room)
+	}
 	w := &worker{job: j, process: p, program: newProgram(j, r.verdict, room)}
 	if w.batch, err = th.Start(ctx, w.program.Program); err != nil {
 		j.close()

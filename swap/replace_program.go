@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"os"
+	"slices"
 	"strconv"
 	"unsafe"
 
@@ -25,6 +26,9 @@ type program struct {
 	ready    ptrace.Ref   // uint32: 0 until all that can fail has been done
 	messages []message    // in the order they are received
 	moved    []movedRange // where the new mappings were made
+
+	early   map[*Description]ptrace.Ref // received before the verdict: their numbers
+	relocks bool                        // locks are taken after the verdict
 
 	undos   []undo
 	decided bool         // what follows comes after the verdict
@@ -90,6 +94,10 @@ func newProgram(j *job, v *verdict, room int) *program {
 	if j.context != nil {
 		p.changeDirectories(j)
 	}
+	if j.table != nil {
+		p.receiveEarly(j.table)
+		p.takeLocks(j.table)
+	}
 
 	// Ready; wait for the swapper to hang up; look at the verdict.
 	p.ready = p.tell()
@@ -115,6 +123,7 @@ func newProgram(j *job, v *verdict, room int) *program {
 	}
 	if j.table != nil {
 		p.replaceFDs(j.table, room)
+		p.replaceEarly(j.table)
 	}
 	p.closeFD(theirs)
 	p.Bind(out)
@@ -268,25 +277,35 @@ func (p *program) fchdir(fd ptrace.Ref) *ptrace.Call {
 }
 
 // replaceFDs puts the new descriptions over the old descriptors, at most room
-// at a time.
+// at a time; but not those that are there already.
 func (p *program) replaceFDs(t *FDTable, room int) {
-	room = max(1, min(room, maxRights))
+	room = max(1, min(room-len(p.early), maxRights))
+	var late []FD
+	for _, fd := range t.FDs {
+		if _, is := p.early[fd.Description]; !is {
+			late = append(late, fd)
+		}
+	}
 	payload := p.Zero(4)
-	for first := 0; first < len(t.FDs); first += room {
-		part := t.FDs[first:min(first+room, len(t.FDs))]
+	for part := range slices.Chunk(late, room) {
 		files := make(message, len(part))
 		for i, fd := range part {
 			files[i] = fd.Description.Replacement
 		}
 		fds := p.receive(payload, files)
 		for i, fd := range part {
-			flags := 0
-			if fd.CloseOnExec {
-				flags = unix.O_CLOEXEC
-			}
-			p.Syscall(unix.SYS_DUP3, fds[i].Int32(), ptrace.Int(fd.Num), ptrace.Int(flags)).
-				Name("dup3 over descriptor " + strconv.Itoa(fd.Num))
+			p.dup3(fds[i], fd)
 			p.closeFD(fds[i])
 		}
 	}
+}
+
+// dup3 puts the descriptor whose number is at from over fd.
+func (p *program) dup3(from ptrace.Ref, fd FD) {
+	flags := 0
+	if fd.CloseOnExec {
+		flags = unix.O_CLOEXEC
+	}
+	p.Syscall(unix.SYS_DUP3, from.Int32(), ptrace.Int(fd.Num), ptrace.Int(flags)).
+		Name("dup3 over descriptor " + strconv.Itoa(fd.Num))
 }

@@ -170,7 +170,8 @@ func (r *run) goForward() error {
 	r.verdict.goForward()
 	ctx, cancel := graceful()
 	defer cancel()
-	errs := []error{r.each(func(t *team) error { return r.seeOff(ctx, t) })}
+	relock := r.each(func(t *team) error { return t.relock(ctx) })
+	errs := []error{relock, r.each(func(t *team) error { return r.seeOff(ctx, t) })}
 	errs = append(errs, r.stopped.releaseAll())
 	r.result.StoppedUS = r.stopped.duration().Microseconds()
 	r.dropOldMounts()
@@ -183,6 +184,23 @@ func (r *run) goForward() error {
 	return nil
 }
 
+// relock waits for the batches that take locks after the verdict: as long as
+// everyone is stopped, nobody gets in between.
+func (t *team) relock(ctx context.Context) error {
+	var errs []error
+	for _, w := range t.workers {
+		if w.program.relocks {
+			w.hangUp()
+		}
+	}
+	for _, w := range t.workers {
+		if w.program.relocks {
+			errs = append(errs, w.batch.Wait(ctx))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // seeOff waits for the batches of a team, and lets each process go as soon as
 // all is done in it.
 func (r *run) seeOff(ctx context.Context, t *team) error {
@@ -192,7 +210,9 @@ func (r *run) seeOff(ctx context.Context, t *team) error {
 	}
 	for _, w := range t.workers {
 		pid := w.job.task.PID
-		errs = append(errs, w.batch.Wait(ctx))
+		if err := w.batch.Wait(ctx); !w.program.relocks { // relock told it
+			errs = append(errs, err)
+		}
 		for _, j := range t.further[pid] {
 			errs = append(errs, r.runFurther(ctx, j))
 		}

@@ -77,8 +77,9 @@ type Description struct {
 	Replacement *os.File // nil until planned
 	NewPos      int64    // what Pos is in the replacement: another one in a directory
 
-	attr   attributes
-	locked bool // as the kernel knows
+	attr    attributes
+	records bool  // the kernel keeps locks of fcntl(2) on it
+	lease   *lock // of F_SETLEASE
 }
 
 // writes says whether the file can be written to through d.
@@ -90,6 +91,8 @@ func (d *Description) writes() bool {
 type FDTable struct {
 	Tasks []Task // who shares it
 	FDs   []FD   // those on the file system only
+
+	locks []heldLock // taken through its descriptors
 }
 
 // FD is one descriptor of a table.
