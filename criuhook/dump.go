@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	criu "github.com/checkpoint-restore/go-criu/v7"
 	"github.com/checkpoint-restore/go-criu/v7/rpc"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
+	"spfs/handover"
 	"spfs/internal/exit"
 	"spfs/internal/privilege"
 )
@@ -29,8 +31,13 @@ type DumpOptions struct {
 	Tree         int    // pid of the tree's root
 	Images       string // an existing directory without images
 	LeaveRunning bool   // the tree goes on afterwards; else it is killed
-	CRIU         string // path or name; empty: one is looked for
-	Extra        []string
+
+	// Timeout bounds how long a tree with its own FUSE daemons may take to
+	// stop; 0: ten seconds.
+	Timeout time.Duration
+
+	CRIU  string // path or name; empty: one is looked for
+	Extra []string
 }
 
 // Dumped says what [Dump] did.
@@ -56,7 +63,7 @@ func Dump(ctx context.Context, o DumpOptions) (*Dumped, error) {
 	if err := refuseImages(dir); err != nil {
 		return nil, exit.Refuse(err)
 	}
-	mounted, own, err := examine(o.Tree)
+	seen, err := examine(o.Tree)
 	if err != nil {
 		return nil, exit.Refuse(err)
 	}
@@ -75,8 +82,8 @@ func Dump(ctx context.Context, o DumpOptions) (*Dumped, error) {
 		LogFile:      proto.String(dumpLog),
 		LogLevel:     proto.Int32(logLevel),
 	}
-	if own {
-		for _, m := range mounted {
+	if seen.own {
+		for _, m := range seen.mounted {
 			request.External = append(request.External, fmt.Sprintf("mnt[%s]:%s", m.Mountpoint, m.key))
 		}
 	}
@@ -86,70 +93,124 @@ func Dump(ctx context.Context, o DumpOptions) (*Dumped, error) {
 	}
 	defer done()
 
-	c := criu.MakeCriu()
-	c.SetCriuPath(path)
-	hooks := &dumpHooks{ctx: ctx, dir: dir, root: o.Tree}
-	if err := c.Dump(request, hooks); err != nil {
-		err = errors.Join(dumpFailed(dir, hooks, err), removeImages(dir))
-		return nil, err
+	d := &dump{ctx: ctx, dir: dir, o: o, seen: seen, criu: path}
+	if !seen.served {
+		err = d.run(request)
+	} else {
+		err = d.runStopped(request)
 	}
-	hooks.manifest.sealStatistics(dir)
-	return &Dumped{hooks.manifest}, nil
+	if err != nil {
+		return nil, errors.Join(err, removeImages(dir))
+	}
+	d.manifest.sealStatistics(dir)
+	return &Dumped{d.manifest}, nil
 }
 
-func dumpFailed(dir *os.File, hooks *dumpHooks, err error) error {
-	if hooks.err != nil {
-		return hooks.err
-	}
-	return criuFailed("dump the tree", dir, dumpLog, err)
-}
+// defaultStop bounds how long a tree may take to stop.
+const defaultStop = 10 * time.Second
 
-// dumpHooks is called by CRIU, on the way.
-type dumpHooks struct {
+// dump is one dump under way. CRIU calls it, on the way.
+type dump struct {
 	criu.NoNotify
-	ctx      context.Context
-	dir      *os.File
-	root     int
+	ctx     context.Context
+	dir     *os.File
+	o       DumpOptions
+	seen    *examined
+	criu    string
+	session *handover.Session // nil if the daemons are outside of the tree
+
 	manifest *Manifest
-	err      error
+	err      error // of a hook
+}
+
+// run has CRIU dump the tree.
+func (d *dump) run(request *rpc.CriuOpts) error {
+	c := criu.MakeCriu()
+	c.SetCriuPath(d.criu)
+	err := c.Dump(request, d)
+	switch {
+	case d.err != nil:
+		return d.err
+	case err != nil:
+		return criuFailed("dump the tree", d.dir, dumpLog, err)
+	}
+	return nil
+}
+
+// runStopped does that with a tree that has its own FUSE daemons, which is
+// stopped before and put back after, unless it is gone.
+func (d *dump) runStopped(request *rpc.CriuOpts) error {
+	if request.FreezeCgroup != nil {
+		return exit.Usage("CRIU option --freeze-cgroup cannot be given: spfs freezes a tree that has its own FUSE daemons itself")
+	}
+	timeout := d.o.Timeout
+	if timeout == 0 {
+		timeout = defaultStop
+	}
+	var err error
+	d.session, err = handover.Stop(d.ctx, handover.StopOptions{Root: d.o.Tree, Timeout: timeout, LeaveRunning: d.o.LeaveRunning})
+	if err != nil {
+		return err
+	}
+	tell := d.session.CRIU()
+	request.External = append(request.External, tell.External...)
+	request.FreezeCgroup = proto.String(tell.FreezeCgroup)
+	if tell.Temporary {
+		request.ManageCgroupsMode = rpc.CriuCgMode_IGNORE.Enum()
+	}
+	err = d.run(request)
+	if err == nil && !d.o.LeaveRunning {
+		return d.session.Killed()
+	}
+	return errors.Join(err, d.session.Resume())
 }
 
 // PostDump runs while the tree is stopped and its images are complete; CRIU
 // lets the tree go on when it fails (cr-dump.c: cr_dump_finish).
-func (h *dumpHooks) PostDump() error {
-	h.err = h.ctx.Err()
-	if h.err == nil {
-		h.manifest, h.err = record(h.dir, h.root)
+func (d *dump) PostDump() error {
+	d.err = d.ctx.Err()
+	if d.err == nil && d.session != nil {
+		d.err = d.session.Check()
 	}
-	if h.err == nil {
-		h.err = h.manifest.write(h.dir)
+	if d.err == nil {
+		d.manifest, d.err = record(d.dir, d.o.Tree, d.session)
 	}
-	return h.err
+	if d.err == nil {
+		d.err = d.manifest.write(d.dir)
+	}
+	return d.err
+}
+
+// examined is what was seen of a tree before anything was done to it.
+type examined struct {
+	mounted []treeMount
+	own     bool // it has a mount namespace of its own
+	served  bool // a FUSE daemon is one of its processes
 }
 
 // examine looks at a tree before anything is done to it.
-func examine(root int) (mounted []treeMount, own bool, err error) {
+func examine(root int) (*examined, error) {
 	pids, err := tree(root)
 	if err != nil {
-		return nil, false, err
+		return nil, err
 	}
 	for _, pid := range pids {
 		if pid == os.Getpid() {
-			return nil, false, fmt.Errorf("process %s: spfs itself is part of the tree, so it cannot stop it; run it from outside", describe(root))
+			return nil, fmt.Errorf("process %s: spfs itself is part of the tree, so it cannot stop it; run it from outside", describe(root))
 		}
 		if err := refuseProcess(pid); err != nil {
-			return nil, false, err
+			return nil, err
 		}
 	}
-	mounted, err = fuseMounts(root)
-	if err != nil {
-		return nil, false, err
+	var seen examined
+	if seen.mounted, err = fuseMounts(root); err != nil {
+		return nil, err
 	}
-	if err := refuseDaemons(pids, mounted); err != nil {
-		return nil, false, err
+	if seen.served, err = servesFUSE(pids); err != nil {
+		return nil, err
 	}
-	own, err = ownNamespace(root)
-	return mounted, own, err
+	seen.own, err = ownNamespace(root)
+	return &seen, err
 }
 
 // refuseImages returns an error if a directory already holds a checkpoint,

@@ -107,7 +107,7 @@ func (h *hook) postDump() error {
 		return err
 	}
 	defer dir.Close()
-	m, err := record(dir, root)
+	m, err := record(dir, root, nil)
 	if err != nil {
 		return err
 	}
@@ -202,7 +202,7 @@ func (h *hook) preRestore(ctx context.Context) error {
 	for _, s := range r.stubs {
 		for _, mt := range s.fs.Mounts {
 			if dir := places[mt.Key]; err == nil && dir != "" {
-				if err = bindPart(s, mt.Root, dir, ""); err == nil {
+				if err = bindPart(s.path, mt.Root, dir, ""); err == nil {
 					r.bound = append(r.bound, dir)
 				}
 			}
@@ -439,10 +439,10 @@ func (o *HookOptions) finish(ctx context.Context, path string) error {
 	return nil
 }
 
-// bindPart mounts a part of a stub on an existing directory or file, with
-// per-mount options if any are given.
-func bindPart(s *stub, part Text, on, options string) error {
-	root, err := openPath(s.path)
+// bindPart mounts a part of what is mounted at path on an existing directory or
+// file, with per-mount options if any are given.
+func bindPart(path string, part Text, on, options string) error {
+	root, err := openPath(path)
 	if err != nil {
 		return err
 	}
@@ -458,7 +458,7 @@ func bindPart(s *stub, part Text, on, options string) error {
 		clone.Close()
 	}
 	if err != nil {
-		return fmt.Errorf("mounting a stub of %s on %s: %w", s.fs.Type, on, err)
+		return fmt.Errorf("mounting %s on %s: %w", filepath.Base(path), on, err)
 	}
 	return nil
 }

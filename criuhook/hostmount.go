@@ -2,11 +2,11 @@ package criuhook
 
 import "github.com/moby/sys/mountinfo"
 
-// bindStub mounts a stub at the mount points of the machine's own namespace
-// where a tree without one of its own had the file system.
-func (r *restore) bindStub(s *stub) error {
-	for _, m := range s.fs.Mounts {
-		if err := bindPart(s, m.Root, string(m.Point), string(m.Flags)); err != nil {
+// bindAt mounts what is mounted at path at the mount points of the machine's own
+// namespace where a tree without one of its own had the file system.
+func (r *restore) bindAt(fs *FileSystem, path string) error {
+	for _, m := range fs.Mounts {
+		if err := bindPart(path, m.Root, string(m.Point), string(m.Flags)); err != nil {
 			return err
 		}
 		r.bound = append(r.bound, string(m.Point))

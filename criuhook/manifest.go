@@ -11,11 +11,13 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"spfs/handover"
 	"spfs/internal/bytetext"
 )
 
@@ -23,8 +25,11 @@ import (
 const ManifestName = "spfs.manifest"
 
 // manifestVersion grows with every change that an older spfs would read
-// wrongly.
-const manifestVersion = 1
+// wrongly. A manifest is written in the oldest version that can hold it.
+//
+//	1  file systems whose daemons are outside the tree
+//	2  and those whose daemons are in the tree
+const manifestVersion = 2
 
 // maxManifest bounds what is read into memory: half a million open files of
 // long names need less.
@@ -50,6 +55,11 @@ type Manifest struct {
 	// its mount points are the machine's, and CRIU restores no mount.
 	HostNamespace bool `json:"host_namespace,omitempty"`
 
+	// IgnoreCgroups tells that the images were made while the tree was in a
+	// cgroup of the dump's own, so that the restored one belongs where who
+	// restores it is.
+	IgnoreCgroups bool `json:"ignore_cgroups,omitempty"`
+
 	FileSystems []FileSystem `json:"file_systems"`
 }
 
@@ -67,6 +77,20 @@ type FileSystem struct {
 	Options Text    `json:"options"` // of the superblock, as in mountinfo
 	Mounts  []Mount `json:"mounts"`  // at least one
 	Nodes   []Node  `json:"nodes"`   // by path; every node's parents are nodes too
+
+	// Record, if not nil, is of the connection to a daemon that is in the
+	// tree: there are no Nodes then.
+	Record *handover.Record `json:"record,omitempty"`
+
+	// Nameless are the open files that no name leads to, by what the images
+	// call them. Only with a Record.
+	Nameless []Nameless `json:"nameless,omitempty"`
+}
+
+// Nameless is an open file without a name.
+type Nameless struct {
+	Key  string `json:"key"`  // K of --inherit-fd fd[…]:K
+	Node uint64 `json:"node"` // of the record
 }
 
 // Mount is one place where a FUSE file system is mounted in the tree.
@@ -129,12 +153,20 @@ func (m *Manifest) Encode() ([]byte, error) {
 		return nil, fmt.Errorf("manifest: %w", err)
 	}
 	body = append(body, '\n')
-	head := fmt.Sprintf("%s %d %d %s\n", manifestMagic, manifestVersion, len(body),
-		manifestSum(manifestVersion, len(body), body))
+	version := m.version()
+	head := fmt.Sprintf("%s %d %d %s\n", manifestMagic, version, len(body), manifestSum(version, len(body), body))
 	if len(head)+len(body) > maxManifest {
 		return nil, fmt.Errorf("manifest: %d bytes, more than the %d that are read back", len(head)+len(body), maxManifest)
 	}
 	return append([]byte(head), body...), nil
+}
+
+// version is the oldest version that can hold m.
+func (m *Manifest) version() int {
+	if m.IgnoreCgroups || slices.ContainsFunc(m.FileSystems, func(fs FileSystem) bool { return fs.Record != nil }) {
+		return 2
+	}
+	return 1
 }
 
 // DecodeManifest is the inverse of [Manifest.Encode]. It trusts nothing: what
@@ -182,6 +214,9 @@ func DecodeManifest(b []byte) (*Manifest, error) {
 	d.DisallowUnknownFields()
 	if err := d.Decode(m); err != nil {
 		return nil, bad("%v", err)
+	}
+	if m.version() > version {
+		return nil, bad("it holds what version %d has, and is of version %d", m.version(), version)
 	}
 	if err := m.check(); err != nil {
 		return nil, bad("%v", err)

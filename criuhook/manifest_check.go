@@ -26,6 +26,7 @@ func (m *Manifest) check() error {
 	}
 	keys := make(map[string]bool)
 	points := make(map[Text]bool)
+	inherited := make(map[string]bool)
 	for n := range m.FileSystems {
 		fs := &m.FileSystems[n]
 		if len(fs.Mounts) == 0 {
@@ -53,8 +54,52 @@ func (m *Manifest) check() error {
 			}
 			keys[mt.Key] = true
 		}
-		if err := checkNodes(fs); err != nil {
+		if err := fs.checkContent(); err != nil {
 			return err
+		}
+		if fs.Record == nil {
+			continue
+		}
+		for _, d := range fs.Record.Devices {
+			if inherited[d.Key] {
+				return fmt.Errorf("device key %q is listed twice", d.Key)
+			}
+			inherited[d.Key] = true
+		}
+		for _, f := range fs.Nameless {
+			if inherited[f.Key] {
+				return fmt.Errorf("file key %q is listed twice", f.Key)
+			}
+			inherited[f.Key] = true
+		}
+	}
+	return nil
+}
+
+// checkContent checks what is said of the files of a file system.
+func (fs *FileSystem) checkContent() error {
+	if fs.Record == nil {
+		if len(fs.Nameless) > 0 {
+			return errors.New("files without a name, of a file system without a record")
+		}
+		return checkNodes(fs)
+	}
+	if len(fs.Nodes) > 0 {
+		return errors.New("a file system with nodes and a record")
+	}
+	if err := fs.Record.Check(); err != nil {
+		return err
+	}
+	nodes := make(map[uint64]bool, len(fs.Record.Nodes))
+	for _, n := range fs.Record.Nodes {
+		nodes[n.ID] = true
+	}
+	for _, f := range fs.Nameless {
+		if _, ok := parseFileKey(f.Key); !ok {
+			return fmt.Errorf("file key %q", f.Key)
+		}
+		if !nodes[f.Node] {
+			return fmt.Errorf("file %s is node %d, which is not recorded", f.Key, f.Node)
 		}
 	}
 	return nil

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"spfs/handover"
 )
 
 // sample is a manifest with something in every field.
@@ -36,6 +38,28 @@ func sample() *Manifest {
 	}
 }
 
+// sampleServed is a manifest of a tree with its own daemon.
+func sampleServed() *Manifest {
+	m := sample()
+	m.IgnoreCgroups = true
+	m.FileSystems = append(m.FileSystems, FileSystem{
+		Type: "fuse.bindfs", Source: "/data", Options: "rw",
+		Mounts: []Mount{{Key: "spfs-2", Point: "/served", Root: "/", Flags: "rw"}},
+		Record: &handover.Record{
+			ID:      57,
+			Devices: []handover.Device{{Key: "file[3a:2]", PID: 7, FD: 4}},
+			Options: handover.Options{Type: "fuse.bindfs", Source: "/data", RootMode: unix.S_IFDIR, Super: "rw"},
+			Nodes: []handover.Node{
+				{ID: 1, Lookups: 1, Attr: handover.Attr{Mode: unix.S_IFDIR | 0o755}},
+				{ID: 5, Unlinked: true, Whole: true, Attr: handover.Attr{Mode: unix.S_IFREG | 0o644}},
+			},
+			Handles: []handover.Handle{{Node: 5, FH: 1, PID: 8, FD: 3}},
+		},
+		Nameless: []Nameless{{Key: "file[3b:7f]", Node: 5}},
+	})
+	return m
+}
+
 func encoded(t testing.TB, m *Manifest) []byte {
 	t.Helper()
 	b, err := m.Encode()
@@ -46,13 +70,49 @@ func encoded(t testing.TB, m *Manifest) []byte {
 }
 
 func TestManifestComesBackAsItWas(t *testing.T) {
-	want := sample()
-	got, err := DecodeManifest(encoded(t, want))
+	for version, want := range map[string]*Manifest{"1": sample(), "2": sampleServed()} {
+		b := encoded(t, want)
+		got, err := DecodeManifest(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("got  %+v\nwant %+v", got, want)
+		}
+		if head := manifestMagic + " " + version + " "; !strings.HasPrefix(string(b), head) {
+			t.Errorf("it starts with %.20q, want %q", b, head)
+		}
+	}
+}
+
+// A manifest may not hold what its version does not have.
+func TestManifestOfAWrongVersion(t *testing.T) {
+	body, err := json.Marshal(sampleServed())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !reflect.DeepEqual(got, want) {
-		t.Errorf("got  %+v\nwant %+v", got, want)
+	b := fmt.Appendf(nil, "%s 1 %d %s\n%s", manifestMagic, len(body), manifestSum(1, len(body), body), body)
+	if _, err := DecodeManifest(b); !errors.Is(err, ErrBadManifest) {
+		t.Errorf("version 1 with a record: %v", err)
+	}
+}
+
+func TestRecordsAreNotTrusted(t *testing.T) {
+	for name, spoil := range map[string]func(*FileSystem){
+		"record without a device":  func(fs *FileSystem) { fs.Record.Devices = nil },
+		"record and nodes":         func(fs *FileSystem) { fs.Nodes = []Node{{Path: "/", Mode: unix.S_IFDIR}} },
+		"key that is none":         func(fs *FileSystem) { fs.Nameless[0].Key = "file[3b" },
+		"key that is a path":       func(fs *FileSystem) { fs.Nameless[0].Key = "/etc/passwd" },
+		"key twice":                func(fs *FileSystem) { fs.Nameless = append(fs.Nameless, fs.Nameless[0]) },
+		"key of a device":          func(fs *FileSystem) { fs.Nameless[0].Key = fs.Record.Devices[0].Key },
+		"node missing":             func(fs *FileSystem) { fs.Nameless[0].Node = 6 },
+		"nameless without records": func(fs *FileSystem) { fs.Record, fs.Nodes = nil, []Node{{Path: "/", Mode: unix.S_IFDIR}} },
+	} {
+		m := sampleServed()
+		spoil(&m.FileSystems[1])
+		if _, err := m.Encode(); err == nil {
+			t.Errorf("%s: encoded", name)
+		}
 	}
 }
 
@@ -87,9 +147,9 @@ func TestManifestCutShortOrTooLongIsSeen(t *testing.T) {
 
 func TestNewerManifestIsToldFromADamagedOne(t *testing.T) {
 	body := []byte(`{"of":"the future"}`)
-	b := fmt.Appendf(nil, "%s 2 %d %s\n%s", manifestMagic, len(body), manifestSum(2, len(body), body), body)
+	b := fmt.Appendf(nil, "%s 3 %d %s\n%s", manifestMagic, len(body), manifestSum(3, len(body), body), body)
 	if _, err := DecodeManifest(b); !errors.Is(err, ErrNewerManifest) || errors.Is(err, ErrBadManifest) {
-		t.Errorf("version 2: %v", err)
+		t.Errorf("version 3: %v", err)
 	}
 }
 

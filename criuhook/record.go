@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"spfs/handover"
 	"spfs/internal/mounts"
 )
 
@@ -19,7 +20,11 @@ import (
 // own mounts, so their daemons must be running.
 //
 // The images, not /proc, say what is needed: they are what CRIU goes by.
-func record(dir *os.File, root int) (*Manifest, error) {
+//
+// The session, if not nil, is that of a tree with daemons of its own. Of what
+// they serve nothing is looked up; the session's records go into the manifest,
+// and the names of open files into the images.
+func record(dir *os.File, root int, session *handover.Session) (*Manifest, error) {
 	own, err := ownNamespace(root)
 	if err != nil {
 		return nil, err
@@ -44,6 +49,13 @@ func record(dir *os.File, root int) (*Manifest, error) {
 	}
 
 	m := &Manifest{HostNamespace: !own}
+	var served map[uint64]*FileSystem
+	if session != nil {
+		m.IgnoreCgroups = session.CRIU().Temporary
+		if served, err = recordServed(dir, root, session, live, own); err != nil {
+			return nil, err
+		}
+	}
 	byID := make(map[int]*imageMount, len(mounts))
 	for i := range mounts {
 		byID[mounts[i].id] = &mounts[i]
@@ -52,6 +64,9 @@ func record(dir *os.File, root int) (*Manifest, error) {
 	for i := range live {
 		lm := &live[i]
 		im := byID[lm.ID]
+		if served[lm.dev()] != nil {
+			continue
+		}
 		if im == nil || own && im.key == "" {
 			continue // bound by CRIU itself from another mount, or not used
 		}
@@ -72,7 +87,7 @@ func record(dir *os.File, root int) (*Manifest, error) {
 
 	for _, f := range files {
 		im := byID[f.mount]
-		if im == nil || !im.fuse {
+		if im == nil || !im.fuse || served[im.dev] != nil {
 			continue
 		}
 		r := recorders[im.dev]
@@ -99,6 +114,9 @@ func record(dir *os.File, root int) (*Manifest, error) {
 			return nil, err
 		}
 		m.FileSystems = append(m.FileSystems, r.result())
+	}
+	for _, fs := range served {
+		m.FileSystems = append(m.FileSystems, *fs)
 	}
 	sort.Slice(m.FileSystems, func(i, j int) bool {
 		return m.FileSystems[i].Mounts[0].Point < m.FileSystems[j].Mounts[0].Point

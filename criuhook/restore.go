@@ -36,7 +36,7 @@ const (
 type RestoreOptions struct {
 	Images   string
 	Detach   bool   // do not wait for the tree's root
-	Strategy string // empty: StrategySwap
+	Strategy string // empty: StrategyHandover where a daemon is in the images, else StrategySwap
 	Mounts   []MountCommand
 	Timeout  time.Duration // of each mount command with its swap; 0: a minute
 	CRIU     string        // as in DumpOptions
@@ -57,7 +57,8 @@ type Restored struct {
 
 // Restore restores a tree onto stubs, mounts what it was told to mount and
 // swaps the tree onto that. Tasks that touch a file system that has not been
-// swapped wait.
+// swapped wait. A file system whose daemon is in the images needs neither: its
+// connection is made anew and given to the daemon.
 //
 // An error means that there is no tree, unless it wraps [ErrTreeWaits].
 func Restore(ctx context.Context, o RestoreOptions) (*Restored, error) {
@@ -80,13 +81,15 @@ func Restore(ctx context.Context, o RestoreOptions) (*Restored, error) {
 
 	err = r.mountStubs(ctx)
 	if err == nil {
+		err = r.adopt(ctx)
+	}
+	if err == nil {
 		err = r.runCRIU(ctx)
 	}
 	if err != nil {
 		return nil, errors.Join(err, r.undo())
 	}
-	err = r.mountReal(ctx)
-	err = errors.Join(err, w.close())
+	err = errors.Join(r.mountReal(ctx), r.closeAdopted(), w.close())
 	if err != nil {
 		return nil, &waits{pid: r.pid, err: err}
 	}
@@ -129,6 +132,7 @@ type restore struct {
 	program   string
 	workspace *workspace
 	stubs     []*stub
+	adopted   []*adopted
 	bound     []string // mount points of the machine's that stubs were bound to
 	swapped   map[*stub]bool
 	pid       int
@@ -140,10 +144,7 @@ func (r *restore) prepare() (err error) {
 		return err
 	}
 	switch r.o.Strategy {
-	case "", StrategySwap:
-	case StrategyHandover:
-		return exit.Refuse(errors.New("--strategy handover gives a restored daemon its connection back, so it needs the daemon in the images; " +
-			"this tree's daemons were outside of it: use --strategy swap"))
+	case "", StrategySwap, StrategyHandover:
 	default:
 		return exit.Usage("--strategy %s: only %s and %s are known", r.o.Strategy, StrategySwap, StrategyHandover)
 	}
@@ -160,6 +161,9 @@ func (r *restore) prepare() (err error) {
 	}()
 	if r.manifest, err = loadManifest(r.dir); err != nil {
 		return exit.Refuse(err)
+	}
+	if err := r.checkStrategy(); err != nil {
+		return err
 	}
 	if err := r.checkMounts(); err != nil {
 		return err
@@ -193,6 +197,30 @@ func loadManifest(dir *os.File) (*Manifest, error) {
 	return m, m.checkImages(dir)
 }
 
+// checkStrategy holds --strategy against the manifest.
+func (r *restore) checkStrategy() error {
+	served := r.manifest.served()
+	switch {
+	case r.o.Strategy == StrategyHandover && served == nil:
+		return exit.Refuse(errors.New("--strategy handover gives a restored daemon its connection back, so it needs the daemon in the images; " +
+			"this tree's daemons were outside of it: use --strategy swap"))
+	case r.o.Strategy == StrategySwap && served != nil:
+		return exit.Refuse(fmt.Errorf("--strategy swap mounts a file system anew, and the daemon of %s is in the images: use --strategy handover",
+			served.Mounts[0].Point))
+	}
+	return nil
+}
+
+// served returns a file system whose daemon is in the images, if there is one.
+func (m *Manifest) served() *FileSystem {
+	for i := range m.FileSystems {
+		if m.FileSystems[i].Record != nil {
+			return &m.FileSystems[i]
+		}
+	}
+	return nil
+}
+
 // checkMounts holds --mount against the manifest.
 func (r *restore) checkMounts() error {
 	seen := make(map[*FileSystem]string)
@@ -200,6 +228,9 @@ func (r *restore) checkMounts() error {
 		fs := r.manifest.find(m.Point)
 		if fs == nil {
 			return exit.Usage("--mount %s: the tree has no FUSE mount there, only at: %s", m.Point, r.manifest.points())
+		}
+		if fs.Record != nil {
+			return exit.Usage("--mount %s: its daemon is in the images, and comes back with the tree", m.Point)
 		}
 		if other, twice := seen[fs]; twice {
 			return exit.Usage("--mount %s: it is the same file system as %s: one command for both", m.Point, other)
@@ -243,6 +274,9 @@ func (m *Manifest) points() string {
 func (r *restore) mountStubs(ctx context.Context) error {
 	for i := range r.manifest.FileSystems {
 		fs := &r.manifest.FileSystems[i]
+		if fs.Record != nil {
+			continue
+		}
 		if r.manifest.HostNamespace {
 			there, err := mountedAlready(fs)
 			if err != nil {
@@ -263,7 +297,7 @@ func (r *restore) mountStubs(ctx context.Context) error {
 		}
 		r.stubs = append(r.stubs, s)
 		if r.manifest.HostNamespace {
-			if err := r.bindStub(s); err != nil {
+			if err := r.bindAt(s.fs, s.path); err != nil {
 				return err
 			}
 		}
@@ -271,8 +305,14 @@ func (r *restore) mountStubs(ctx context.Context) error {
 	return nil
 }
 
-// part is where the part of a stub that a mount shows is found.
-func (s *stub) part(m Mount) string { return filepath.Join(s.path, string(m.Root)) }
+// external is what CRIU is told to mount for a file system that is at path.
+func (fs *FileSystem) external(path string) []string {
+	var all []string
+	for _, m := range fs.Mounts {
+		all = append(all, fmt.Sprintf("mnt[%s]:%s", m.Key, filepath.Join(path, string(m.Root))))
+	}
+	return all
+}
 
 // runCRIU restores the tree. All gates are shut when it returns without error.
 func (r *restore) runCRIU(ctx context.Context) error {
@@ -286,11 +326,20 @@ func (r *restore) runCRIU(ctx context.Context) error {
 	}
 	if !r.manifest.HostNamespace {
 		for _, s := range r.stubs {
-			for _, m := range s.fs.Mounts {
-				request.External = append(request.External, fmt.Sprintf("mnt[%s]:%s", m.Key, s.part(m)))
-			}
+			request.External = append(request.External, s.fs.external(s.path)...)
+		}
+		for _, a := range r.adopted {
+			request.External = append(request.External, a.fs.external(a.path)...)
 		}
 	}
+	if r.manifest.IgnoreCgroups {
+		request.ManageCgroupsMode = rpc.CriuCgMode_IGNORE.Enum()
+	}
+	inherited, err := r.inherit(request)
+	if err != nil {
+		return err
+	}
+	defer inherited.close()
 	done, err := r.extra.apply(request)
 	if err != nil {
 		return err
@@ -298,14 +347,14 @@ func (r *restore) runCRIU(ctx context.Context) error {
 	defer done()
 	c := criu.MakeCriu()
 	c.SetCriuPath(r.criu)
-	hooks := &restoreHooks{ctx: ctx, stubs: r.stubs}
+	hooks := &restoreHooks{ctx: ctx, stubs: r.stubs, adopted: r.adopted, timeout: r.o.Timeout}
 	err = c.Restore(request, hooks)
 	r.pid = hooks.pid
 	switch {
 	case hooks.err != nil:
 		return hooks.err
 	case err != nil:
-		return criuFailed("restore the tree", r.dir, restoreLog, err)
+		return errors.Join(criuFailed("restore the tree", r.dir, restoreLog, err), r.adoptedErr())
 	}
 	return nil
 }
@@ -313,10 +362,12 @@ func (r *restore) runCRIU(ctx context.Context) error {
 // restoreHooks is called by CRIU, on the way.
 type restoreHooks struct {
 	criu.NoNotify
-	ctx   context.Context
-	stubs []*stub
-	pid   int
-	err   error
+	ctx     context.Context
+	stubs   []*stub
+	adopted []*adopted
+	timeout time.Duration
+	pid     int
+	err     error
 }
 
 // PostRestore runs when all files are opened and mapped, and no task runs yet;
@@ -324,6 +375,9 @@ type restoreHooks struct {
 func (h *restoreHooks) PostRestore(pid int32) error {
 	h.pid = int(pid)
 	h.err = shutAll(h.ctx, h.stubs)
+	if h.err == nil {
+		h.err = handOver(h.ctx, h.adopted, h.timeout)
+	}
 	return h.err
 }
 
@@ -392,7 +446,7 @@ func (r *restore) undo() error {
 	for _, s := range r.stubs {
 		errs = append(errs, s.stop())
 	}
-	errs = append(errs, r.workspace.close())
+	errs = append(errs, r.closeAdopted(), r.workspace.close())
 	return errors.Join(errs...)
 }
 

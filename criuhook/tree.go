@@ -89,9 +89,8 @@ func describe(pid int) string {
 	return fmt.Sprintf("%d (%s)", pid, strings.TrimSpace(string(comm)))
 }
 
-// refuseDaemons returns an error naming the first process of the tree that
-// serves a FUSE connection itself.
-func refuseDaemons(pids []int, mounted []treeMount) error {
+// servesFUSE tells whether one of the processes serves a FUSE connection.
+func servesFUSE(pids []int) (bool, error) {
 	for _, pid := range pids {
 		dir := fmt.Sprintf("/proc/%d/fd", pid)
 		fds, err := os.ReadDir(dir)
@@ -99,7 +98,7 @@ func refuseDaemons(pids []int, mounted []treeMount) error {
 			if errors.Is(err, fs.ErrNotExist) {
 				continue // it ended since
 			}
-			return fmt.Errorf("the descriptors of process %s: %w", describe(pid), err)
+			return false, fmt.Errorf("the descriptors of process %s: %w", describe(pid), err)
 		}
 		for _, fd := range fds {
 			link, err := os.Readlink(filepath.Join(dir, fd.Name()))
@@ -110,16 +109,12 @@ func refuseDaemons(pids []int, mounted []treeMount) error {
 			if err != nil {
 				continue
 			}
-			connection, ok := fuseConnection(string(info))
-			if !ok {
-				continue
+			if _, ok := fuseConnection(string(info)); ok {
+				return true, nil
 			}
-			return fmt.Errorf("process %s, fd %s: it is the daemon of %s: its daemon is part of the tree, "+
-				"which spfs cannot dump; run the daemon outside the tree",
-				describe(pid), fd.Name(), servedBy(connection, mounted))
 		}
 	}
-	return nil
+	return false, nil
 }
 
 // fuseConnection returns the number in fdinfo's "fuse_connection:" line
@@ -133,15 +128,6 @@ func fuseConnection(fdinfo string) (minor int, ok bool) {
 		}
 	}
 	return 0, false
-}
-
-func servedBy(connection int, mounted []treeMount) string {
-	for _, m := range mounted {
-		if m.Major == 0 && m.Minor == connection {
-			return fmt.Sprintf("the %s mount %s", m.FSType, m.Mountpoint)
-		}
-	}
-	return fmt.Sprintf("FUSE connection %d, mounted outside the tree", connection)
 }
 
 // ownNamespace tells whether a process has a mount namespace other than the

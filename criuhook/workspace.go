@@ -24,8 +24,9 @@ const (
 
 // workspace is the directory of one restore:
 //
-//	stub-N    where the spfs mount for file system N is
-//	real-N    where a command of --mount must mount it
+//	stub-N        where the spfs mount for file system N is
+//	real-N        where a command of --mount must mount it
+//	connection-N  where the connection for the daemon of file system N is
 //
 // Its owner holds a flock on it; a workspace without one is another restore's
 // that has ended, or was killed.
@@ -78,6 +79,16 @@ func lockWorkspace(path string, how int) (*workspace, error) {
 func (w *workspace) mkdir(kind string, n int) (string, error) {
 	path := filepath.Join(w.path, fmt.Sprintf("%s-%d", kind, n))
 	return path, os.Mkdir(path, 0o700)
+}
+
+// mkfile makes a file for the mount of one and returns its path.
+func (w *workspace) mkfile(kind string, n int) (string, error) {
+	path := filepath.Join(w.path, fmt.Sprintf("%s-%d", kind, n))
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return "", err
+	}
+	return path, f.Close()
 }
 
 // close gives the workspace up, and removes it unless a tree still waits on a

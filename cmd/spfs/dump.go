@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -12,12 +13,13 @@ import (
 var dumpCommand = &cli.Command{
 	Name:      "dump",
 	Usage:     "checkpoint a process tree that uses FUSE mounts, with CRIU",
-	UsageText: "spfs dump --tree PID --images-dir DIR [--leave-running] [--criu PATH] [-- CRIU OPTIONS]",
+	UsageText: "spfs dump --tree PID --images-dir DIR [--leave-running] [--timeout TIME] [--criu PATH] [-- CRIU OPTIONS]",
 	Description: `Writes CRIU's images of the tree into the image directory. Every FUSE
 mount in the tree's mount namespace is left out of them; what "spfs restore"
-must know of it goes into spfs.manifest beside them. The daemons must run
-outside the tree. Unless --leave-running is given the tree is killed. If the
-dump fails the tree runs on.
+must know of it goes into spfs.manifest beside them. The daemons may run
+outside the tree, or be part of it: then they are stopped after their clients,
+when every request is answered. Unless --leave-running is given the tree is
+killed. If the dump fails the tree runs on.
 
 CRIU's own options follow "--".
 
@@ -27,6 +29,7 @@ Example:
 		&cli.IntFlag{Name: "tree", Usage: "checkpoint process `PID` and all its descendants", DefaultText: "none"},
 		&cli.StringFlag{Name: "images-dir", Usage: "write the checkpoint into `DIR`, a directory that holds none yet"},
 		&cli.BoolFlag{Name: "leave-running", Usage: "let the tree go on afterwards"},
+		&cli.DurationFlag{Name: "timeout", Value: 10 * time.Second, Usage: "give up after `TIME` if a tree with its own FUSE daemons has not stopped"},
 		criuFlag,
 	},
 	OnUsageError: usageError,
@@ -42,10 +45,14 @@ func dump(c *cli.Context) error {
 	if c.String("images-dir") == "" {
 		return exit.Usage("--images-dir DIR is needed")
 	}
+	if c.Duration("timeout") <= 0 {
+		return exit.Usage("--timeout: %v is not a positive time", c.Duration("timeout"))
+	}
 	done, err := criuhook.Dump(c.Context, criuhook.DumpOptions{
 		Tree:         c.Int("tree"),
 		Images:       c.String("images-dir"),
 		LeaveRunning: c.Bool("leave-running"),
+		Timeout:      c.Duration("timeout"),
 		CRIU:         c.String("criu"),
 		Extra:        c.Args().Slice(),
 	})
@@ -54,6 +61,10 @@ func dump(c *cli.Context) error {
 	}
 	for _, fs := range done.Manifest.FileSystems {
 		for _, m := range fs.Mounts {
+			if fs.Record != nil {
+				fmt.Printf("%s: %s of %s, with its daemon, %d files recorded\n", m.Point, fs.Type, fs.Source, len(fs.Record.Nodes))
+				continue
+			}
 			fmt.Printf("%s: %s of %s, %d files recorded\n", m.Point, fs.Type, fs.Source, len(fs.Nodes))
 		}
 	}

@@ -21,6 +21,9 @@ for the directory where it must mount, "%%" for a percent sign) and the tree is
 moved onto what it mounted. If that fails the tree is there all the same, and
 waits; the exit status is 1.
 
+A file system whose daemon is in the checkpoint needs no --mount: its connection
+is made anew and given to the daemon, and nothing waits.
+
 A mount without a command stays a stub. Mount its file system anywhere, and
 "spfs-swap run --from STUB --to THERE" moves the tree; the command to type is
 printed, with the stub's place. Or end it with "spfs umount --force STUB".
@@ -34,7 +37,7 @@ Example:
 	Flags: []cli.Flag{
 		&cli.StringFlag{Name: "images-dir", Usage: "the checkpoint is in `DIR`, written by \"spfs dump\""},
 		&cli.BoolFlag{Name: "detach", Aliases: []string{"d"}, Usage: "return when the tree runs; print the pid of its root"},
-		&cli.StringFlag{Name: "strategy", Value: criuhook.StrategySwap, Usage: "`HOW`: swap; or handover, which needs the daemon in the checkpoint and is refused without"},
+		&cli.StringFlag{Name: "strategy", Usage: "`HOW`: swap; or handover, which needs the daemon in the checkpoint and is refused without", DefaultText: "handover if a daemon is in the checkpoint, else swap"},
 		&cli.GenericFlag{Name: "mount", Value: new(mountCommands), Usage: "`MOUNTPOINT='COMMAND'`: how to mount what the tree has at MOUNTPOINT; repeatable"},
 		&cli.DurationFlag{Name: "timeout", Value: time.Minute, Usage: "give up after `TIME` if a command of --mount has not mounted, or the tree is not moved there"},
 		criuFlag,
