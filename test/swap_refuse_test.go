@@ -59,12 +59,6 @@ func TestSwapRefuses(t *testing.T) {
 			p.Must(unix.SYS_UNLINKAT, unix.AT_FDCWD, m.old+"/unlinked", 0)
 			return []string{itoa(p.PID), "puppet", itoa(fd)}
 		}},
-		{"a lock", func(t *testing.T, m *mounts, p *rig.Puppet) []string {
-			m.put(t, "locked", "x")
-			fd := p.Open(m.old+"/locked", unix.O_RDWR)
-			p.Must(unix.SYS_FLOCK, fd, unix.LOCK_EX)
-			return []string{itoa(p.PID), "puppet", "locked", "lock"}
-		}},
 		{"an inotify watch", func(t *testing.T, m *mounts, p *rig.Puppet) []string {
 			fd := p.Must(unix.SYS_INOTIFY_INIT1, 0)
 			p.Must(unix.SYS_INOTIFY_ADD_WATCH, fd, m.old, unix.IN_CREATE)
