@@ -7,7 +7,7 @@ GO      ?= go
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.6.1
 FUZZTIME    = 50000x
 
-.PHONY: all help deps test check unit e2e fuzz demo soak bench install clean
+.PHONY: all help deps test check unit e2e fuzz demo soak bench generate install clean
 
 all:
 	CGO_ENABLED=0 $(GO) build -o bin/ ./cmd/spfs ./cmd/spfs-swap
@@ -19,6 +19,7 @@ help:
 	@echo "make demo       a process outlives its FUSE mount, step by step (as root)"
 	@echo "make soak       a client swapped back and forth 200 times (as root)"
 	@echo "make bench      times of swaps and of the proxy, as a table (as root)"
+	@echo "make generate   compile the BPF programs anew (needs clang and llvm)"
 	@echo "make install    into DESTDIR and PREFIX (now '$(DESTDIR)' and '$(PREFIX)')"
 	@echo "make clean      remove what was built; 'rm -rf .deps bin' also what deps fetched"
 
@@ -36,6 +37,10 @@ check unit e2e fuzz: deps all
 
 demo soak bench: deps all
 	@$(GO) run ./test/cmd/$@
+
+# Only who changes the BPF programs needs it, and Debian's clang and llvm.
+generate:
+	$(GO) generate ./internal/...
 
 install: all
 	install -d '$(DESTDIR)$(PREFIX)/bin'
