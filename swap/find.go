@@ -375,6 +375,11 @@ func (s *scanner) readAgain(w *reader, dir procDir, before *reading) (*reading, 
 			}
 		}
 	}
+	if r.exe != nil {
+		exe := *r.exe
+		mount(&exe.mount)
+		r.exe = &exe
+	}
 	r.space.maps = slices.Clone(r.space.maps)
 	for i := range r.space.maps {
 		mount(&r.space.maps[i].mount)

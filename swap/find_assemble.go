@@ -75,9 +75,6 @@ func (a *assembly) addProcessObstacles(r *reading) {
 	if p.PID == os.Getpid() {
 		add("this program", "it can't swap itself", "run it from another directory, with files that are elsewhere")
 	}
-	if r.exe {
-		add("program", "its executable is on the mount", "restart it after")
-	}
 	if r.compat {
 		add("program", "it is a 32-bit one", "restart it after")
 	}
@@ -353,14 +350,15 @@ func (a *assembly) directory(p *Process, what string, r *placeRead) *Directory {
 func (a *assembly) addSpaces(readings []*reading) {
 	type space struct {
 		spaceRead
+		exe   *placeRead
 		tasks []Task
 	}
 	var spaces []space
 	for _, r := range readings {
-		if len(r.space.maps) == 0 {
+		if len(r.space.maps) == 0 && r.exe == nil {
 			continue
 		}
-		sp := space{spaceRead: r.space}
+		sp := space{spaceRead: r.space, exe: r.exe}
 		for _, c := range r.contexts { // every live task is in one
 			sp.tasks = append(sp.tasks, c.tasks...)
 		}
@@ -381,6 +379,7 @@ func (a *assembly) addSpaces(readings []*reading) {
 		for _, m := range class[0].maps {
 			s.Mappings = append(s.Mappings, a.mapping(p, m))
 		}
+		s.Exe = a.executable(p, s, class[0].exe)
 		a.addLocking(p, s)
 		a.Spaces = append(a.Spaces, s)
 	}

@@ -21,7 +21,7 @@ type reading struct {
 	contexts []contextRead
 	space    spaceRead
 
-	exe    bool // its executable is on the file system
+	exe    *placeRead // its program, if that is on the file system
 	compat bool
 	traced []Task
 	tracer int
@@ -84,7 +84,7 @@ type mapRead struct {
 
 // uses says whether the process holds anything of the file system.
 func (r *reading) uses() bool {
-	if r.exe || len(r.space.maps) > 0 {
+	if r.exe != nil || len(r.space.maps) > 0 {
 		return true
 	}
 	for _, t := range r.tables {
@@ -199,10 +199,8 @@ func (s *scanner) readFiles(w *reader, dir procDir, pid int) (*reading, error) {
 			return nil, err
 		}
 	}
-	if exe, err := dir.place("exe"); err == nil {
-		r.exe = device(&exe) == s.dev
-	}
-	return r, nil
+	r.exe, err = s.readPlace(dir, r, live[0].below()+"exe")
+	return r, err
 }
 
 // below is where a task's files are below its process's directory in /proc,

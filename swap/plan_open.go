@@ -297,6 +297,9 @@ func (o *opener) jobs(usage *Usage) []*opening {
 	}
 	for _, s := range usage.Spaces {
 		jobs = append(jobs, mappingJobs(s)...)
+		if s.Exe != nil {
+			jobs = append(jobs, exeJob(s))
+		}
 	}
 	return jobs
 }

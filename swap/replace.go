@@ -39,6 +39,9 @@ func (j *job) close() {
 			*f = nil
 		}
 	}
+	if j.space != nil {
+		j.space.Exe.close()
+	}
 }
 
 // prepare takes every process to the point where only the verdict is missing.
@@ -120,6 +123,12 @@ func (r *run) start(ctx context.Context, j *job) (*worker, error) {
 			return nil, err
 		}
 	}
+	if j.space != nil && j.space.Exe != nil {
+		if err := j.space.Exe.ready(ctx, th, j.task); err != nil {
+			j.close()
+			return nil, err
+		}
+	}
 	room, err := roomFor(j.task)
 	if err != nil {
 		return nil, err
@@ -175,8 +184,8 @@ func roomFor(task Task) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("counting the descriptors of process %d: %w", task.PID, err)
 	}
-	// The pair, the verdict, and the four directories.
-	const own = 7
+	// The pair, the verdict, the four directories, and the program.
+	const own = 8
 	free := limit - len(names) - own
 	if free < 1 {
 		return 0, fmt.Errorf("process %d: %d of %d descriptors are open, and %d free ones are needed",

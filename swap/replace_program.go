@@ -33,6 +33,7 @@ type program struct {
 	undos   []undo
 	decided bool         // what follows comes after the verdict
 	open    []ptrace.Ref // descriptors to close when going forward
+	exe     *exchange    // nil if the program stays
 	dot     ptrace.Ref   // "."
 }
 
@@ -90,6 +91,9 @@ func newProgram(j *job, v *verdict, room int) *program {
 
 	if j.space != nil {
 		p.mapNew(j.space, room)
+		if j.space.Exe != nil {
+			p.tryExe(j.space.Exe)
+		}
 	}
 	if j.context != nil {
 		p.changeDirectories(j)
@@ -124,6 +128,9 @@ func newProgram(j *job, v *verdict, room int) *program {
 	if j.table != nil {
 		p.replaceFDs(j.table, room)
 		p.replaceEarly(j.table)
+	}
+	if p.exe != nil {
+		p.exchangeExe()
 	}
 	p.closeFD(theirs)
 	p.Bind(out)

@@ -42,7 +42,7 @@ type ProcessReport struct {
 
 // Hold is one thing that a process holds.
 type Hold struct {
-	Kind       string `json:"kind"` // "fd", "cwd", "root" or "mapping"
+	Kind       string `json:"kind"` // "fd", "cwd", "root", "exe" or "mapping"
 	FDs        []int  `json:"fds,omitempty"`
 	Thread     int    `json:"thread,omitempty"` // of a table or directory that not all threads share
 	Start      string `json:"start,omitempty"`  // of a mapping, in hex
@@ -170,6 +170,9 @@ func (u *Usage) holds(planned bool) map[int][]Hold {
 		}
 	}
 	for _, s := range u.Spaces {
+		if e := s.Exe; e != nil {
+			add(s.Tasks, Hold{Kind: "exe", Path: e.Path, Point: e.Mount.Point}, e.Replacement != nil, "exchanged")
+		}
 		for _, m := range s.Mappings {
 			action := "mapped again"
 			if !m.Shared {

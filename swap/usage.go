@@ -122,7 +122,8 @@ type Directory struct {
 // AddressSpace is one mm_struct.
 type AddressSpace struct {
 	Tasks    []Task
-	Mappings []*Mapping // by rising address
+	Mappings []*Mapping  // by rising address
+	Exe      *Executable // nil if it is on another file system
 
 	locking locking
 }

@@ -85,11 +85,6 @@ func TestSwapRefuses(t *testing.T) {
 			tracer.Must(unix.SYS_PTRACE, seize, p.PID, 0, 0)
 			return []string{itoa(p.PID), "puppet", "trace"}
 		}},
-		{"a program run from there", func(t *testing.T, m *mounts, p *rig.Puppet) []string {
-			rig.Run(t, "cp", "/bin/sleep", m.data+"/sleep").OK(t)
-			r := rig.Begin(t, exec.Command(m.old+"/sleep", "1000"))
-			return []string{itoa(r.PID), "sleep"}
-		}},
 		{"a mount on top", func(t *testing.T, m *mounts, p *rig.Puppet) []string {
 			rig.Mkdir(t, m.data, "inner")
 			if err := unix.Mount("inner", m.old+"/inner", "tmpfs", 0, ""); err != nil {

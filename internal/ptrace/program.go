@@ -219,6 +219,12 @@ func (p *Program) branch(op uint32, at word, value uint32, label Label) {
 	p.lines = append(p.lines, line{op: op, nr: at, value: value, label: label})
 }
 
+// Copy32 copies the 32 bits at from, a signed number, to the 64 at to: there
+// must be room for 8 bytes.
+func (p *Program) Copy32(to, from Ref) {
+	p.lines = append(p.lines, line{op: opCopyS32, nr: word{inData, from.offset}, args: [6]word{{inData, to.offset}}})
+}
+
 // End ends the program there. It also ends after its last line.
 func (p *Program) End() { p.lines = append(p.lines, line{op: opEnd}) }
 

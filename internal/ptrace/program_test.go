@@ -86,6 +86,13 @@ func TestProgramFlow(t *testing.T) {
 			p.Syscall(unix.SYS_FTRUNCATE, fd, p.Data([]byte{0, 0, 0, 0x80}).Uint32()).Name("ftruncate")
 			p.Syscall(unix.SYS_CLOSE, fd)
 		}, ""},
+		{"copy", func(p *Program) {
+			to, l := p.Data(make([]byte, 8)), p.Label()
+			p.Copy32(to, p.Data([]byte{7, 0, 0, 0x80}))
+			p.BranchEqual(to, 0x80000007, l)
+			never(p)
+			p.Bind(l)
+		}, ""},
 		{"pointers", func(p *Program) {
 			iov, text := p.Zero(16), p.Data([]byte("x"))
 			p.PutAddress(iov, text)
