@@ -247,13 +247,11 @@ func (a *assembly) addDescription(fds []*fdRead, tables map[*fdRead]*FDTable) {
 	if kind := specialKind(d.Type); kind != "" && d.Flags&unix.O_PATH == 0 {
 		add("it is "+kind, "close it")
 	}
-	if d.Flags&unix.O_ASYNC != 0 {
+	// Files and directories on FUSE don't know it: it is a flag and no more.
+	if d.Flags&unix.O_ASYNC != 0 && specialKind(d.Type) != "" {
 		add("it sends signals (O_ASYNC)", "clear the flag")
 	}
 	addLocks(d, fds, tables, add)
-	if d.lease != nil {
-		add("it has a lease", "release the lease")
-	}
 }
 
 // specialKind names the types of files that aren't swapped.

@@ -71,13 +71,14 @@ func (o *owner) attributes(dir procDir, link string) (st unix.Statx_t, err error
 	return st, err
 }
 
+// noSetuidFixup is SECBIT_NO_SETUID_FIXUP of include/uapi/linux/securebits.h:
+// changing user ids drops no capabilities.
+const noSetuidFixup = 1 << 2
+
 // assume makes the calling thread, and it alone, another user's with the
 // capabilities that it has. The system calls are made raw: the libraries'
 // change every thread.
 func assume(uid, gid int) error {
-	// SECBIT_NO_SETUID_FIXUP of include/uapi/linux/securebits.h: changing
-	// user ids drops no capabilities.
-	const noSetuidFixup = 1 << 2
 	if err := unix.Prctl(unix.PR_SET_SECUREBITS, noSetuidFixup, 0, 0, 0); err != nil {
 		return fmt.Errorf("prctl(PR_SET_SECUREBITS): %w", err)
 	}

@@ -344,9 +344,6 @@ func TestFindObstacles(t *testing.T) {
 			address := append([]byte{unix.AF_UNIX, 0}, name...)
 			p.Must(unix.SYS_BIND, s, append(address, 0), len(address)+1)
 		}, "bound to a name"},
-		"flock": {func(t *testing.T, p *rig.Puppet) {
-			p.Must(unix.SYS_FLOCK, p.Open(old+"/file", unix.O_RDWR), unix.LOCK_EX)
-		}, "FLOCK"},
 		"sealed mapping": {func(t *testing.T, p *rig.Puppet) {
 			at := p.Mmap(p.Open(old+"/file", unix.O_RDWR), pageSize, unix.PROT_READ, unix.MAP_SHARED)
 			p.Must(unix.SYS_MSEAL, int(at), pageSize, 0)

@@ -81,11 +81,19 @@ func furtherObstacles(u *Usage) (list []Obstacle) {
 		if j.table == nil {
 			continue
 		}
-		for _, d := range j.table.early() {
+		refuse := func(d *Description, what string) {
 			list = append(list, Obstacle{
 				PID: j.task.PID, Process: processName(j.task.PID), Resource: fmt.Sprintf("thread %d → %s", j.task.TID, printable(d.Path)),
-				Reason: "it is locked by a thread with a descriptor table of its own", Remedy: "release the lock",
+				Reason: what + ", by a thread with a descriptor table of its own", Remedy: "release it",
 			})
+		}
+		for _, d := range j.table.early() {
+			refuse(d, "it is locked")
+		}
+		for _, fd := range j.table.FDs {
+			if fd.Description.lease != nil {
+				refuse(fd.Description, "it has a lease")
+			}
 		}
 	}
 	return list

@@ -122,6 +122,7 @@ func (p *Plan) fill(ctx context.Context, usage *Usage) error {
 	err := p.opener.fill(ctx, usage)
 	p.Obstacles = append(p.Obstacles, p.opener.obstacles...)
 	p.Obstacles = append(p.Obstacles, furtherObstacles(usage)...)
+	p.Obstacles = append(p.Obstacles, signalObstacles(usage)...)
 	return err
 }
 

@@ -48,3 +48,15 @@ func (c *credentials) assume() error {
 	}
 	return assume(c.uid, c.gid)
 }
+
+// assumeUser makes the calling thread, and it alone, another user's in its real
+// and effective id, with the capabilities that it has.
+func assumeUser(uid, euid uint32) error {
+	if err := unix.Prctl(unix.PR_SET_SECUREBITS, noSetuidFixup, 0, 0, 0); err != nil {
+		return fmt.Errorf("prctl(PR_SET_SECUREBITS): %w", err)
+	}
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(uid), uintptr(euid), ^uintptr(0)); errno != 0 {
+		return fmt.Errorf("setresuid(%d, %d): %w", uid, euid, errno)
+	}
+	return nil
+}

@@ -255,10 +255,9 @@ func (o *opener) part(m *Mount, rest string) error {
 }
 
 // openFlags are the flags of a description that open(2) takes again. Those
-// that only act when a file is opened are left out, and so is O_ASYNC, which
-// open does not set.
+// that only act when a file is opened are left out.
 func openFlags(flags int) int {
-	return flags &^ (unix.O_CREAT | unix.O_EXCL | unix.O_TRUNC | unix.O_NOCTTY | unix.O_ASYNC | unix.O_CLOEXEC)
+	return flags &^ (unix.O_CREAT | unix.O_EXCL | unix.O_TRUNC | unix.O_NOCTTY | unix.O_CLOEXEC)
 }
 
 // jobs lists what usage needs.

@@ -107,6 +107,9 @@ func (r *run) prepareTeam(ctx context.Context, t *team) error {
 		if err := w.copyPrivatePages(); err != nil {
 			return err
 		}
+		if err := w.copySignals(); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -345,7 +348,14 @@ func (r *run) runFurther(ctx context.Context, j *job) error {
 		return err
 	}
 	defer w.close()
-	if err := w.supply(ctx); err != nil {
+	err = w.supply(ctx)
+	if err == nil {
+		err = w.awaitReady(ctx)
+	}
+	if err == nil {
+		err = w.copySignals()
+	}
+	if err != nil {
 		w.hangUp()
 		return errors.Join(err, w.wentBack(ctx))
 	}

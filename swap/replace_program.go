@@ -30,6 +30,8 @@ type program struct {
 	early   map[*Description]ptrace.Ref // received before the verdict: their numbers
 	relocks bool                        // locks are taken after the verdict
 
+	asked []asked // about the old descriptions
+
 	undos   []undo
 	decided bool         // what follows comes after the verdict
 	open    []ptrace.Ref // descriptors to close when going forward
@@ -101,6 +103,7 @@ func newProgram(j *job, v *verdict, room int) *program {
 	if j.table != nil {
 		p.receiveEarly(j.table)
 		p.takeLocks(j.table)
+		p.askSignals(j.table)
 	}
 
 	// Ready; wait for the swapper to hang up; look at the verdict.
@@ -128,6 +131,7 @@ func newProgram(j *job, v *verdict, room int) *program {
 	if j.table != nil {
 		p.replaceFDs(j.table, room)
 		p.replaceEarly(j.table)
+		p.renewLeases()
 	}
 	if p.exe != nil {
 		p.exchangeExe()

@@ -59,6 +59,30 @@ func TestSwapRefuses(t *testing.T) {
 			p.Must(unix.SYS_UNLINKAT, unix.AT_FDCWD, m.old+"/unlinked", 0)
 			return []string{itoa(p.PID), "puppet", itoa(fd)}
 		}},
+		{"a directory that may have F_NOTIFY", func(t *testing.T, m *mounts, p *rig.Puppet) []string {
+			fd := p.Open(m.old, unix.O_RDONLY|unix.O_DIRECTORY)
+			p.Must(unix.SYS_FCNTL, fd, unix.F_NOTIFY, 4) // DN_CREATE
+			return []string{itoa(p.PID), "puppet", "F_NOTIFY"}
+		}},
+		{"a lease that is being broken", func(t *testing.T, m *mounts, p *rig.Puppet) []string {
+			m.put(t, "leased", "x")
+			fd := p.Open(m.old+"/leased", unix.O_RDONLY)
+			p.Must(unix.SYS_RT_SIGPROCMASK, unix.SIG_BLOCK, sigset(int(unix.SIGIO)), 0, 8)
+			p.Must(unix.SYS_FCNTL, fd, unix.F_SETLEASE, unix.F_RDLCK)
+			stranger := rig.StartPuppet(t)
+			if _, err := stranger.Call(unix.SYS_OPENAT, unix.AT_FDCWD, m.old+"/leased", unix.O_WRONLY|unix.O_NONBLOCK, 0); err != unix.EWOULDBLOCK {
+				t.Fatalf("an open against the lease: %v", err)
+			}
+			return []string{itoa(p.PID), "puppet", "leased", "broken"}
+		}},
+		{"a lock of a thread with a table of its own", func(t *testing.T, m *mounts, p *rig.Puppet) []string {
+			m.put(t, "locked", "x")
+			m.put(t, "other", "x")
+			p.Open(m.old+"/other", unix.O_RDWR)
+			th := p.Spawn(threadOf | unix.CLONE_FS)
+			locked(t, th, th.Open(m.old+"/locked", unix.O_RDWR), unix.F_SETLK, unix.F_WRLCK, 0, 0)
+			return []string{itoa(p.PID), "puppet", "locked", "table of its own"}
+		}},
 		{"an inotify watch", func(t *testing.T, m *mounts, p *rig.Puppet) []string {
 			fd := p.Must(unix.SYS_INOTIFY_INIT1, 0)
 			p.Must(unix.SYS_INOTIFY_ADD_WATCH, fd, m.old, unix.IN_CREATE)
