@@ -387,7 +387,7 @@ func (a *assembly) addSpaces(readings []*reading) {
 func (a *assembly) mapping(p *Process, r mapRead) *Mapping {
 	m := &Mapping{
 		Start: r.start, End: r.end, Offset: r.offset, Prot: r.prot, Shared: r.shared,
-		MayWrite: r.shared && r.mayWrite(), Mount: r.mount, Ino: r.ino,
+		MayWrite: r.shared && r.mayWrite(), Dirty: r.dirty, Mount: r.mount, Ino: r.ino,
 	}
 	resource := fmt.Sprintf("mapping %x-%x", r.start, r.end)
 	m.Path, m.attr = a.path(p, resource, r.mount, r.seen)

@@ -19,6 +19,7 @@ type mapLine struct {
 	ino        uint64
 	vmFlags    []string // two letters each, from smaps; nil until read
 	key        int      // protection key, likewise
+	dirty      int64    // bytes that the file has not been told yet, of a shared one; from smaps
 }
 
 var errMapLine = errors.New("not understood")
@@ -110,6 +111,14 @@ func parseSmaps(text []byte, dev uint64) ([]mapLine, error) {
 			var err error
 			if last.key, err = protectionKey(value); err != nil {
 				return nil, err
+			}
+		case "Shared_Dirty:", "Private_Dirty:": // by how many map the page
+			n, err := strconv.ParseInt(string(bytes.TrimSuffix(bytes.TrimSpace(value), []byte(" kB"))), 10, 50)
+			if err != nil || n < 0 {
+				return nil, fmt.Errorf("smaps line %q: %w", line, errMapLine)
+			}
+			if last.shared {
+				last.dirty += n << 10
 			}
 		}
 	}

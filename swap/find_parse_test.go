@@ -58,6 +58,8 @@ const smapsText = `00400000-00401000 r-xp 00001000 00:2d 7                      
 Size:                  4 kB
 VmFlags: rd ex mr mw me lo hg 
 7f0000000000-7f0000002000 rw-s 00000000 00:2d 8                          /mnt/c
+Shared_Dirty:          4 kB
+Private_Dirty:         4 kB
 VmFlags: rd wr sh mr mw me ms sd 
 ProtectionKey:         3
 7f0000002000-7f0000003000 rw-p 00000000 08:01 8                          /x
@@ -69,8 +71,8 @@ VmFlags: ex
 func TestParseSmaps(t *testing.T) {
 	got, err := parseSmaps([]byte(smapsText), unix.Mkdev(0, 0x2d))
 	want := []mapLine{
-		{0x400000, 0x401000, 0x1000, unix.PROT_READ | unix.PROT_EXEC, false, 7, []string{"rd", "ex", "mr", "mw", "me", "lo", "hg"}, 0},
-		{0x7f0000000000, 0x7f0000002000, 0, unix.PROT_READ | unix.PROT_WRITE, true, 8, []string{"rd", "wr", "sh", "mr", "mw", "me", "ms", "sd"}, 3},
+		{0x400000, 0x401000, 0x1000, unix.PROT_READ | unix.PROT_EXEC, false, 7, []string{"rd", "ex", "mr", "mw", "me", "lo", "hg"}, 0, 0},
+		{0x7f0000000000, 0x7f0000002000, 0, unix.PROT_READ | unix.PROT_WRITE, true, 8, []string{"rd", "wr", "sh", "mr", "mw", "me", "ms", "sd"}, 3, 8 << 10},
 	}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Fatalf("got %+v (%v), want %+v", got, err, want)

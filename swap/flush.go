@@ -13,15 +13,20 @@ import (
 // flusher writes back what processes wrote through the old mount and its
 // daemon does not have yet, or has but keeps to itself: pages of shared
 // mappings, and of a writeback cache; and what a daemon such as sshfs has
-// acknowledged and not sent on. It closes a copy of every description that may
+// acknowledged and not sent on. Nothing is asked of a daemon that is silent: what
+// it does not have is lost (see [Plan.lost]). It closes a copy of every description that may
 // be written to: fs/fuse/file.c fuse_flush writes the inode's pages, waits for
 // them, and sends FUSE_FLUSH for that very file handle.
 type flusher struct {
+	plan *Plan
 	done map[FDRef]uint64 // what has been flushed since everybody is stopped, and its inode
 }
 
 // pending are the descriptions of u that have not been flushed.
 func (f *flusher) pending(u *Usage) (list []*Description) {
+	if f.plan.Silent() {
+		return nil
+	}
 next:
 	for _, d := range u.Descriptions {
 		if !d.writes() {
@@ -40,6 +45,9 @@ next:
 // flush flushes the descriptions, and all mappings of u that no description
 // leads to. It returns when the daemon has everything.
 func (f *flusher) flush(ctx context.Context, u *Usage, list []*Description) error {
+	if f.plan.Silent() {
+		return nil
+	}
 	var g errgroup.Group
 	// Each waits for the daemon, not for a processor.
 	g.SetLimit(8 * runtime.GOMAXPROCS(0))

@@ -18,7 +18,7 @@ func TestPendingIsWhatCanBeWrittenAndWasNotFlushed(t *testing.T) {
 	path := file(3, unix.O_PATH, 6)
 	dir := &Description{Ino: 4, Type: unix.S_IFDIR, Refs: []FDRef{{Task{1, 1}, 7}}}
 	u := &Usage{Descriptions: []*Description{reader, writer, both, path, dir}}
-	f := &flusher{done: map[FDRef]uint64{}}
+	f := &flusher{plan: &Plan{}, done: map[FDRef]uint64{}}
 	check := func(want ...*Description) {
 		t.Helper()
 		got := f.pending(u)

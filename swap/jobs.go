@@ -16,6 +16,8 @@ type job struct {
 
 	// Where a context that is changed was: O_PATH, opened by the stop.
 	oldCwd, oldRoot *os.File
+	// noWayBack says that there is no going there any more.
+	noWayBack bool
 }
 
 // jobs divides u among as few threads as can do it. The first list holds at

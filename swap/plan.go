@@ -33,6 +33,7 @@ type Plan struct {
 	Scope     Scope
 	Usage     *Usage
 	Obstacles []Obstacle // the Usage's, and what is missing or different on To
+	Losses    []Obstacle // what would be one, and is lost instead: see [AcceptLoss]
 
 	// AskOld says that From's file system answers. Then what the kernel
 	// believes of it may be checked with it where it decides.
@@ -45,6 +46,9 @@ type Plan struct {
 
 	opener *opener
 	known  *knowledge
+
+	abort, acceptLoss bool
+	old               oldState
 }
 
 // Option changes how a plan is made.
@@ -85,7 +89,7 @@ func (p *Plan) make(ctx context.Context) error {
 	if p.opener, err = newOpener(p); err != nil {
 		return err
 	}
-	if err := p.fill(ctx, usage); err != nil || !p.AskOld {
+	if err := p.fill(ctx, usage); err != nil || !p.asks() {
 		return err
 	}
 	return p.askLocks(ctx)
@@ -118,11 +122,15 @@ func (p *Plan) refresh(ctx context.Context, final bool) error {
 // fill makes usage the plan's and opens what it lacks.
 func (p *Plan) fill(ctx context.Context, usage *Usage) error {
 	p.Usage = usage
+	p.judgeOld(usage)
 	p.Obstacles = append([]Obstacle(nil), usage.Obstacles...)
 	err := p.opener.fill(ctx, usage)
 	p.Obstacles = append(p.Obstacles, p.opener.obstacles...)
 	p.Obstacles = append(p.Obstacles, furtherObstacles(usage)...)
 	p.Obstacles = append(p.Obstacles, signalObstacles(usage)...)
+	p.Obstacles = append(p.Obstacles, p.oldObstacles(usage)...)
+	p.Obstacles = append(p.Obstacles, p.lost(usage)...)
+	p.loses()
 	return err
 }
 

@@ -76,7 +76,7 @@ func (o *opener) compareSize(j *opening) {
 		return
 	}
 	size := j.attr.Size
-	if st.Size != size && o.plan.AskOld {
+	if st.Size != size && o.plan.asks() {
 		if asked, err := o.askSize(j); err == nil {
 			size = asked
 		}
@@ -96,6 +96,7 @@ func (o *opener) compareSize(j *opening) {
 	}
 	if st.Size != size {
 		j.refuse(fmt.Sprintf("is %d bytes here, %d on --to", size, st.Size), "make them the same, or close it")
+		j.obstacles[len(j.obstacles)-1].Loss = o.losesEnd(j, size, st.Size)
 		return
 	}
 	if j.attr.ambiguous && (st.Uid != j.attr.Uid || st.Gid != j.attr.Gid || st.Mode != j.attr.Mode || st.Mtime != j.attr.Mtime) {

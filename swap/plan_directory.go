@@ -17,7 +17,7 @@ func (o *opener) placeInDirectory(j *opening) {
 	pos, err := int64(0), error(nil)
 	switch {
 	case j.pos == 0:
-	case o.plan.AskOld:
+	case o.plan.asks():
 		pos, err = o.placeByNames(j)
 	case o.plan.From.Mount.FSType == o.plan.To.Mount.FSType:
 		// The same kind of file system counts in the same way: if the new
@@ -28,7 +28,7 @@ func (o *opener) placeInDirectory(j *opening) {
 	}
 	if err != nil {
 		j.refuse(fmt.Sprintf("it is being read, and its position can't be told on --to: %v", err), "let it finish the directory")
-		j.obstacles[len(j.obstacles)-1].unasked = !o.plan.AskOld
+		j.obstacles[len(j.obstacles)-1].unasked = !o.plan.AskOld && !o.plan.Silent()
 		return
 	}
 	j.got.pos, j.got.newPos, j.got.posSet = j.pos, pos, true

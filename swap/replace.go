@@ -132,6 +132,7 @@ func (r *run) start(ctx context.Context, j *job) (*worker, error) {
 			return nil, err
 		}
 	}
+	j.noWayBack = r.plan.Silent()
 	room, err := roomFor(j.task)
 	if err != nil {
 		return nil, err

@@ -36,6 +36,7 @@ type program struct {
 	decided bool         // what follows comes after the verdict
 	open    []ptrace.Ref // descriptors to close when going forward
 	exe     *exchange    // nil if the program stays
+	late    []func()     // what is done before that, once the verdict is known
 	dot     ptrace.Ref   // "."
 }
 
@@ -119,6 +120,9 @@ func newProgram(j *job, v *verdict, room int) *program {
 	p.Bind(forward)
 	p.FailTo(out)
 	p.open = append(p.open, word)
+	for _, late := range p.late {
+		late()
+	}
 	for _, fd := range p.open {
 		p.closeFD(fd)
 	}
@@ -269,6 +273,10 @@ func (p *program) changeDirectories(j *job) {
 	}
 	fds := p.receive(p.Zero(4), message{root, cwd, j.oldRoot, j.oldCwd})
 	p.open = append(p.open, fds...)
+	if j.noWayBack {
+		p.tryDirectories(j, fds[0], fds[1])
+		return
+	}
 	if j.context.Root != nil {
 		p.did(func() {
 			p.fchdir(fds[2]).Ignore()

@@ -20,6 +20,7 @@ type Report struct {
 	Mounts    []MountReport   `json:"mounts"`
 	Processes []ProcessReport `json:"processes"`
 	Obstacles []Obstacle      `json:"obstacles"`
+	Losses    []Obstacle      `json:"losses,omitempty"` // of a plan that accepts them
 }
 
 // MountReport is a mount of the file system in one namespace.
@@ -82,6 +83,7 @@ func (p *Plan) Report() *Report {
 	r := p.Usage.report(true)
 	r.From, r.To = p.From.Path, p.To.Path
 	r.Obstacles = append([]Obstacle{}, p.Obstacles...)
+	r.Losses = p.Losses
 	return r
 }
 

@@ -128,11 +128,11 @@ func (s *stopped) seize(ctx context.Context, users []*Process) (bool, error) {
 // up to date, until neither a new user nor a new file to flush shows up.
 func (r *run) stop(ctx context.Context) error {
 	// Once while everyone runs, so that little is left to do later.
-	if err := flushAll(ctx, r.plan.Usage); err != nil {
+	if err := flushAll(ctx, r.plan); err != nil {
 		return err
 	}
 	r.stopped = newStopped()
-	f := &flusher{done: map[FDRef]uint64{}}
+	f := &flusher{plan: r.plan, done: map[FDRef]uint64{}}
 	for {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("stopping: new users of the mount keep appearing: %w", err)
@@ -160,8 +160,8 @@ func (r *run) stop(ctx context.Context) error {
 	}
 }
 
-// flushAll flushes everything of u.
-func flushAll(ctx context.Context, u *Usage) error {
-	f := &flusher{done: map[FDRef]uint64{}}
-	return f.flush(ctx, u, f.pending(u))
+// flushAll flushes everything of a plan.
+func flushAll(ctx context.Context, p *Plan) error {
+	f := &flusher{plan: p, done: map[FDRef]uint64{}}
+	return f.flush(ctx, p.Usage, f.pending(p.Usage))
 }

@@ -31,12 +31,16 @@ func (r *Report) WriteTable(w io.Writer) error {
 	for _, p := range r.Processes {
 		listed[p.PID] = true
 	}
-	title := "\nin the way:\n"
+	title, lossTitle := "\nin the way:\n", "\nlost with the daemon of --from:\n"
 	for _, o := range r.Obstacles {
 		if !listed[o.PID] {
 			b.WriteString(title + "  ! " + o.String() + "\n")
 			title = ""
 		}
+	}
+	for _, o := range r.Losses {
+		b.WriteString(lossTitle + "  - " + o.String() + "\n")
+		lossTitle = ""
 	}
 	_, err := io.WriteString(w, b.String())
 	return err

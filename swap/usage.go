@@ -134,7 +134,8 @@ type Mapping struct {
 	Offset     uint64 // of Start in the file, in bytes
 	Prot       int    // PROT_…
 	Shared     bool
-	MayWrite   bool // shared and opened for writing: mprotect may make it writable
+	Dirty      int64 // bytes written to it and, as the kernel has it, not to the file; of a shared one
+	MayWrite   bool  // shared and opened for writing: mprotect may make it writable
 	Mount      *Mount
 	Path       string // from the file system's root
 	Ino        uint64
@@ -159,10 +160,11 @@ type attributes struct {
 // Obstacle is something that keeps a swap from being done.
 type Obstacle struct {
 	PID      int    `json:"pid,omitempty"`
-	Process  string `json:"process"`  // "1234 (postgres)", or empty for the mount itself
-	Resource string `json:"resource"` // "fd 7 → /mnt/data/x"
-	Reason   string `json:"reason"`   // why it can't be swapped
-	Remedy   string `json:"remedy"`   // what the user can do
+	Process  string `json:"process"`        // "1234 (postgres)", or empty for the mount itself
+	Resource string `json:"resource"`       // "fd 7 → /mnt/data/x"
+	Reason   string `json:"reason"`         // why it can't be swapped
+	Remedy   string `json:"remedy"`         // what the user can do
+	Loss     bool   `json:"loss,omitempty"` // it is what would be lost with --from's daemon
 
 	unasked bool // the old file system, if it may be asked, may say that it is none
 }

@@ -13,7 +13,7 @@ import (
 
 var planCommand = &cli.Command{
 	Name:      "plan",
-	UsageText: "spfs-swap plan --from MOUNTPOINT --to MOUNTPOINT [--pid N|--tree N|--cgroup PATH] [--ask-old] [--json]",
+	UsageText: "spfs-swap plan --from MOUNTPOINT --to MOUNTPOINT [--pid N|--tree N|--cgroup PATH] [--ask-old|--accept-loss] [--json]",
 	Usage:     "say what a swap would do, and what is in the way",
 	Description: `Opens everything that a swap would need, and prints per process what it holds,
 what would be done, and what is in the way (!) with what to do about it. It
@@ -22,7 +22,9 @@ stops nobody and changes nothing.
 The daemon of --from is not asked anything, for it may not answer. If it does,
 say --ask-old: it is then asked about files of which the kernel remembers
 something else than --to shows, and for the positions of directories that are
-being read; both are in the way otherwise. Exit status 3 if something is in
+being read; both are in the way otherwise. If no process serves --from any
+more, what processes have written to it and the daemon never got is in the way,
+unless --accept-loss gives it up. Exit status 3 if something is in
 the way.`,
 	Flags: slices.Concat(planFlags, []cli.Flag{
 		&cli.BoolFlag{Name: "json", Usage: "print an object, as list does, with from, to, and an action for each hold"},
@@ -49,6 +51,7 @@ var planFlags = []cli.Flag{
 	&cli.IntSliceFlag{Name: "tree", Usage: "only the process `N` and its descendants (may be repeated)"},
 	&cli.StringSliceFlag{Name: "cgroup", Usage: "only processes in the cgroup `PATH` and below (may be repeated)"},
 	&cli.BoolFlag{Name: "ask-old", Usage: "the daemon of --from answers: it may be asked"},
+	&cli.BoolFlag{Name: "accept-loss", Usage: "if the daemon of --from is dead or hangs, let go what only it could tell"},
 }
 
 // newPlan makes the plan that planFlags describe.
@@ -84,6 +87,9 @@ func newPlan(c *cli.Context) (*swap.Plan, error) {
 	var options []swap.Option
 	if c.Bool("ask-old") {
 		options = append(options, swap.AskOld())
+	}
+	if c.Bool("accept-loss") {
+		options = append(options, swap.AcceptLoss())
 	}
 	return swap.NewPlan(c.Context, ends[0], ends[1], scope, options...)
 }

@@ -35,7 +35,11 @@ With --pid, --tree or --cgroup only those processes are moved, and the mount
 points stay as they are.
 
 What can't be swapped is found before anyone is stopped: nothing is changed
-then, and the exit status is 3. See "spfs-swap plan".`,
+then, and the exit status is 3. See "spfs-swap plan".
+
+--from's daemon may be dead. Nothing is asked of it then. Pages that were
+written to a file of it and never sent are lost with it: whoever wrote them is
+named, and --accept-loss must be said.`,
 	Flags: slices.Concat(planFlags, []cli.Flag{
 		&cli.BoolFlag{Name: "move", Usage: "unmount --to from where it is when all is done"},
 		&cli.DurationFlag{Name: "timeout", Usage: "give up after `TIME`, and change nothing", Value: swap.DefaultTimeout},
@@ -55,6 +59,9 @@ func runSwap(c *cli.Context) error {
 		return err
 	}
 	defer plan.Close()
+	for _, l := range plan.Losses {
+		fmt.Fprintf(os.Stderr, "spfs-swap: lost: %v\n", l)
+	}
 	gate, err := gateOf(plan)
 	if err != nil {
 		return err
@@ -80,6 +87,9 @@ func runSwap(c *cli.Context) error {
 // opening of its gate onto the new mount; for a proxy or another daemon that
 // lives nothing needs to be done. It is nil if there is nobody to answer.
 func gateOf(plan *swap.Plan) (func(context.Context) (func() error, error), error) {
+	if plan.Silent() {
+		return nil, nil
+	}
 	client, err := control.Dial(plan.From.Mount.Dev)
 	if errors.Is(err, control.ErrNotServed) {
 		if len(plan.Usage.Servers) == 0 {

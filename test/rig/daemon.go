@@ -54,6 +54,13 @@ func Loopback(t T, dir, mountpoint string) *Daemon {
 	return serve(t, mountpoint, exec.Command(Build(t).Loopback, dir, mountpoint))
 }
 
+// Writeback serves dir at mountpoint with fixture/writeback.c, which has the
+// kernel keep what is written for a while.
+func Writeback(t T, dir, mountpoint string) *Daemon {
+	t.Helper()
+	return serve(t, mountpoint, exec.Command(Build(t).Writeback, dir, mountpoint))
+}
+
 // Served makes, in a new directory, a directory "data" and serves it with
 // bindfs at each of names. It returns the data directory and the mount points.
 func Served(t T, names ...string) (data string, mountpoints []string) {

@@ -1,0 +1,197 @@
+package test
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"spfs/test/rig"
+)
+
+// client is a process that uses a mount, and knows what it must see there.
+type client struct {
+	*rig.Puppet
+	use   func()              // once more, checked
+	begin func() *rig.Pending // the same as a call that may wait; its result is checked by end
+	end   func(ret int64, err error)
+}
+
+// clients starts n processes that use m.old in different ways.
+func clients(t *testing.T, m *mounts, n int) (all []*client) {
+	t.Helper()
+	for i := range 20 {
+		m.put(t, fmt.Sprintf("dir/%02d", i), "x")
+	}
+	for i := range n {
+		name := fmt.Sprintf("f%d", i)
+		m.put(t, name, pages(4))
+		c := &client{Puppet: rig.StartPuppet(t)}
+		fails := func(what string, got, want any) {
+			t.Helper()
+			t.Errorf("process %d of kind %d: %s: %v, want %v", c.PID, i%5, what, got, want)
+		}
+		result := func(what string, want int64) func(int64, error) {
+			return func(ret int64, err error) {
+				if err != nil || ret != want {
+					fails(what, fmt.Sprint(ret, " ", err), want)
+				}
+			}
+		}
+		switch i % 5 {
+		case 0:
+			fd := c.Open(m.old+"/"+name, unix.O_RDONLY)
+			c.Seek(fd, 2*page, unix.SEEK_SET)
+			c.use = func() {
+				if got := c.Read(fd, 3); got != "ccc" {
+					fails("read", got, "ccc")
+				}
+				c.Seek(fd, 2*page, unix.SEEK_SET)
+			}
+			c.begin = func() *rig.Pending { return c.Start(unix.SYS_READ, fd, make([]byte, 7), 7) }
+			c.end = result("read", 7)
+		case 1:
+			fd := c.Open(m.old+"/"+name, unix.O_WRONLY|unix.O_APPEND)
+			c.use = func() { c.Write(fd, "more") }
+			c.begin = func() *rig.Pending { return c.Start(unix.SYS_WRITE, fd, []byte("12345"), 5) }
+			c.end = result("write", 5)
+		case 2:
+			c.Chdir(m.old + "/dir")
+			c.use = func() { result("stat", 0)(c.Call(unix.SYS_STAT, "07", make([]byte, 144))) }
+			c.begin = func() *rig.Pending { return c.Start(unix.SYS_STAT, "08", make([]byte, 144)) }
+			c.end = result("stat", 0)
+		case 3:
+			fd := c.Open(m.old+"/dir", unix.O_RDONLY)
+			c.use = func() {
+				c.Seek(fd, 0, unix.SEEK_SET)
+				if got := len(c.Getdents(fd, 32<<10)); got != 20 {
+					fails("getdents", got, 20)
+				}
+				c.Seek(fd, 0, unix.SEEK_SET)
+			}
+			c.begin = func() *rig.Pending { return c.Start(unix.SYS_GETDENTS64, fd, make([]byte, 32<<10), 32<<10) }
+			c.end = func(ret int64, err error) {
+				if err != nil || ret <= 0 {
+					fails("getdents", err, nil)
+				}
+			}
+		case 4:
+			fd := c.Open(m.old+"/"+name, unix.O_RDONLY)
+			at := c.Mmap(fd, 4*page, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE)
+			c.Store(at, []byte("own"))
+			c.use = func() {
+				if got := string(c.Load(at, 4)); got != "owna" {
+					fails("private page", got, "owna")
+				}
+				if got := string(c.Load(at+uint64(2*page), 3)); got != "ccc" {
+					fails("page", got, "ccc")
+				}
+			}
+			c.begin = func() *rig.Pending { return c.StartLoad(at+uint64(3*page), 3) }
+			c.end = func(_ int64, err error) {
+				if err != nil {
+					fails("page fault", err, nil)
+				}
+			}
+		}
+		all = append(all, c)
+	}
+	for _, c := range all {
+		c.use()
+	}
+	return all
+}
+
+// swapWith is mounts.swap with further arguments.
+func (m *mounts) swapWith(t *testing.T, args ...string) rig.Result {
+	t.Helper()
+	r := rig.Run(t, rig.Build(t).Swap, append([]string{"run", "--json", "--from", m.old, "--to", m.new}, args...)...)
+	if r.Status == 0 {
+		for _, at := range []string{m.old, m.new} {
+			if got := devAt(t, 0, at); got != m.newDev {
+				t.Errorf("at %s is the file system %s, want %s", at, devName(got), devName(m.newDev))
+			}
+		}
+		m.gone(t)
+	}
+	return r
+}
+
+// A daemon that was killed takes nobody with it.
+func TestSwapFromADeadMount(t *testing.T) {
+	t.Parallel()
+	m := bindfsTwice(t)
+	all := clients(t, m, 25)
+	m.oldProc.Kill()
+	var r swapReport
+	m.swapWith(t).OK(t).JSON(t, &r)
+	if r.Processes != len(all) {
+		t.Errorf("%d processes were swapped, want %d", r.Processes, len(all))
+	}
+	for _, c := range all {
+		c.use()
+	}
+}
+
+// What was written and never sent is not given up unless somebody says so.
+func TestSwapFromADeadMountThatLosesPages(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name  string
+		serve func(rig.T, string, string) *rig.Daemon
+		write func(p *rig.Puppet, fd int)
+		held  string // what the refusal names
+	}{
+		{"shared mapping", func(t rig.T, dir, at string) *rig.Daemon { return rig.Bindfs(t, dir, at) }, func(p *rig.Puppet, fd int) {
+			p.Store(p.Mmap(fd, 4*page, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED), []byte("new"))
+		}, "mapping"},
+		{"write-back cache", rig.Writeback, func(p *rig.Puppet, fd int) {
+			p.Write(fd, strings.Repeat("new.", page))
+		}, "fd"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			top := rig.Dir(t)
+			m := &mounts{data: rig.Mkdir(t, top, "data"), old: rig.Mkdir(t, top, "old"), new: rig.Mkdir(t, top, "new")}
+			m.put(t, "f", pages(4))
+			m.put(t, "untouched", "x")
+			m.oldProc, m.newProc = c.serve(t, m.data, m.old), rig.Bindfs(t, m.data, m.new)
+			m.note(t)
+			p, other := rig.StartPuppet(t), rig.StartPuppet(t)
+			fd := p.Open(m.old+"/f", unix.O_RDWR)
+			read := other.Open(m.old+"/untouched", unix.O_RDONLY)
+			c.write(p, fd)
+			m.oldProc.Kill()
+			for range 2 { // that it was asked changes nothing
+				m.swapWith(t).Refuses(t, fmt.Sprintf("%d (puppet)", p.PID), c.held, filepath.Base("f"), "--accept-loss")
+			}
+			rig.Run(t, rig.Build(t).Swap, "plan", "--from", m.old, "--to", m.new).Refuses(t, c.held, "--accept-loss")
+			if r := m.swapWith(t, "--accept-loss").OK(t); !strings.Contains(r.Stderr, "lost") || !strings.Contains(r.Stderr, itoa(p.PID)) {
+				t.Errorf("what is lost is not said: %q", r.Stderr)
+			}
+			m.moved(t, p, fd, "f")
+			if got := other.Read(read, 2); got != "x" {
+				t.Errorf("the other process reads %q", got)
+			}
+			p.Write(fd, "and on")
+		})
+	}
+}
+
+// Nothing is asked of a daemon that is stopped, and nobody is stopped for it.
+func TestSwapFromAStoppedDaemonIsRefused(t *testing.T) {
+	t.Parallel()
+	m := bindfsTwice(t)
+	all := clients(t, m, 5)
+	if err := unix.Kill(m.oldProc.PID, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Kill(m.oldProc.PID, unix.SIGCONT)
+	m.swapWith(t).Refuses(t, itoa(m.oldProc.PID), "bindfs", "stopped", "--abort")
+	unix.Kill(m.oldProc.PID, unix.SIGCONT)
+	for _, c := range all {
+		c.use()
+	}
+}
