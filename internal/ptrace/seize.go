@@ -25,15 +25,24 @@ func (t *Tracer) Seize(ctx context.Context, pid int) (*Process, error) {
 // SeizeAll is [Tracer.Seize] for many processes: all are interrupted before
 // the first is waited for. Either all are seized, or none.
 func (t *Tracer) SeizeAll(ctx context.Context, pids []int) ([]*Process, error) {
+	return t.SeizeFrozen(ctx, pids, func() error { return nil })
+}
+
+// SeizeFrozen is [Tracer.SeizeAll] for processes that rest in a frozen cgroup.
+// thaw is called when every thread has been told to stop, before the first is
+// waited for: none runs on in between, since a thread looks for such stops
+// before it leaves the kernel (kernel/signal.c, get_signal). It runs on the
+// tracer's thread. If it fails, so does SeizeFrozen.
+func (t *Tracer) SeizeFrozen(ctx context.Context, pids []int, thaw func() error) ([]*Process, error) {
 	var ps []*Process
 	err := t.Do(func() (err error) {
-		ps, err = t.seizeAll(ctx, pids)
+		ps, err = t.seizeAll(ctx, pids, thaw)
 		return err
 	})
 	return ps, err
 }
 
-func (t *Tracer) seizeAll(ctx context.Context, pids []int) (ps []*Process, err error) {
+func (t *Tracer) seizeAll(ctx context.Context, pids []int, thaw func() error) (ps []*Process, err error) {
 	defer func() {
 		if err == nil {
 			return
@@ -59,6 +68,9 @@ func (t *Tracer) seizeAll(ctx context.Context, pids []int) (ps []*Process, err e
 		if _, err := p.attach(ctx, buf); err != nil {
 			return ps, err
 		}
+	}
+	if err := thaw(); err != nil {
+		return ps, err
 	}
 	for _, p := range ps {
 		if err := p.stopAll(ctx, buf); err != nil {
