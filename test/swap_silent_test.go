@@ -195,3 +195,35 @@ func TestSwapFromAStoppedDaemonIsRefused(t *testing.T) {
 		c.use()
 	}
 }
+
+// The command of --mount is the new daemon's.
+func TestSwapToWhatACommandMounts(t *testing.T) {
+	t.Parallel()
+	top := rig.Dir(t)
+	m := &mounts{data: rig.Mkdir(t, top, "data"), old: rig.Mkdir(t, top, "old")}
+	m.oldProc = rig.Bindfs(t, m.data, m.old)
+	m.oldDev = devAt(t, 0, m.old)
+	all := clients(t, m, 5)
+	run := func(command string, args ...string) rig.Result {
+		t.Helper()
+		return rig.Run(t, rig.Build(t).Swap, append([]string{"run", "--from", m.old, "--mount", command}, args...)...)
+	}
+	run("exit 7 # %m").Fails(t, 1, "--mount", "exit status 7")
+	run("true").Fails(t, 2, "--mount", "%m")
+	run(rig.BindfsCommand(m.data), "--to", m.old).Fails(t, 2, "--to", "--mount")
+	empty := rig.Mkdir(t, top, "empty")
+	run(rig.BindfsCommand(empty)).Refuses(t, "missing on --to")
+	m.oldProc.Kill()
+	run(rig.BindfsCommand(m.data)).OK(t)
+	for _, c := range all {
+		c.use()
+	}
+	if devAt(t, 0, m.old) == m.oldDev {
+		t.Error("the old file system is still mounted")
+	}
+	for _, left := range rig.MountsBeneath(t, "/run/spfs") {
+		if strings.HasPrefix(left, "/run/spfs/mount-") {
+			t.Errorf("left mounted: %s", left)
+		}
+	}
+}

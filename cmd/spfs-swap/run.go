@@ -20,13 +20,17 @@ import (
 var runCommand = &cli.Command{
 	Name:      "run",
 	Usage:     "move everyone who uses one mount to another, while they run",
-	UsageText: "spfs-swap run --from MOUNTPOINT --to MOUNTPOINT [--pid N|--tree N|--cgroup PATH] [--move] [--timeout 10s] [--json]",
+	UsageText: "spfs-swap run --from MOUNTPOINT --to MOUNTPOINT|--mount 'COMMAND' [--pid N|--tree N|--cgroup PATH] [--move] [--timeout 10s] [--json]",
 	Description: `Whoever has files open, mapped, or as working or root directory on the FUSE
 file system at --from gets the same files of --to in their place, with the same
 numbers, offsets, flags, addresses and private pages. All of them are stopped
 for that, for milliseconds, and all go on together. In every mount namespace
 the mount points of --from then show the new file system; the old one is
 detached. --to stays mounted where it is, unless --move takes it away from there.
+
+In place of --to, --mount gives a command for the shell that mounts it where %m
+stands. It is run first, and has --timeout to do so; should the swap be refused
+or fail, what it has mounted is unmounted again.
 
 If --from is an spfs stub, its gate is opened onto --to first, so that whoever
 waits there gets its answer.
@@ -41,6 +45,7 @@ then, and the exit status is 3. See "spfs-swap plan".
 written to a file of it and never sent are lost with it: whoever wrote them is
 named, and --accept-loss must be said.`,
 	Flags: slices.Concat(planFlags, []cli.Flag{
+		mountFlag,
 		&cli.BoolFlag{Name: "move", Usage: "unmount --to from where it is when all is done"},
 		&cli.DurationFlag{Name: "timeout", Usage: "give up after `TIME`, and change nothing", Value: swap.DefaultTimeout},
 		&cli.BoolFlag{Name: "json", Usage: "print the result as JSON"},
@@ -49,11 +54,16 @@ named, and --accept-loss must be said.`,
 	Action:       runSwap,
 }
 
-func runSwap(c *cli.Context) error {
+func runSwap(c *cli.Context) (err error) {
 	// A collection during the stop would take a processor away from it. The
 	// process ends soon after, and the limit bounds what it may take till then.
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(256 << 20)
+	unmount, err := newMount(c)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unmount()) }()
 	plan, err := newPlan(c)
 	if err != nil {
 		return err
