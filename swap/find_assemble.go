@@ -22,13 +22,15 @@ type assembly struct {
 	members   Members
 	processes map[int]*Process
 	known     *knowledge
+
+	outsidePipes map[uint64]*Process // FIFOs, by inode number, that others have open
 }
 
 func newAssembly(u *Usage, s *scanner, members Members, k *knowledge) *assembly {
 	if k.tasks == nil {
 		k.tasks = map[int]ranks[int]{}
 	}
-	return &assembly{u, s, members, map[int]*Process{}, k}
+	return &assembly{Usage: u, scanner: s, members: members, processes: map[int]*Process{}, known: k}
 }
 
 func (a *assembly) add(readings []*reading) {
@@ -153,6 +155,7 @@ func (a *assembly) addTables(readings []*reading) {
 	for _, class := range a.descriptions(keys, byFile) {
 		a.addDescription(class, merged)
 	}
+	a.addPipeSharers()
 	for _, t := range a.Tables {
 		slices.SortFunc(t.FDs, func(x, y FD) int { return x.Num - y.Num })
 	}
@@ -219,11 +222,12 @@ func (a *assembly) addDescription(fds []*fdRead, tables map[*fdRead]*FDTable) {
 	for i, fd := range fds {
 		tasks[i] = fd.ref.Task
 	}
+	first := fds[0]
 	inside, outsider := a.within(tasks)
 	if !inside {
+		a.noteOutsidePipe(first, outsider)
 		return
 	}
-	first := fds[0]
 	d := &Description{
 		Mount: first.mount, Ino: first.info.ino, Type: uint32(first.attr.Mode) & unix.S_IFMT,
 		Flags: first.info.flags &^ unix.O_CLOEXEC, Pos: first.info.pos, NewPos: first.info.pos,
@@ -244,7 +248,7 @@ func (a *assembly) addDescription(fds []*fdRead, tables map[*fdRead]*FDTable) {
 	add := func(reason, remedy string) {
 		a.Obstacles = append(a.Obstacles, p.obstacle(resource(), reason, remedy))
 	}
-	if kind := specialKind(d.Type); kind != "" && d.Flags&unix.O_PATH == 0 {
+	if kind := specialKind(d.Type); kind != "" && d.Flags&unix.O_PATH == 0 && !d.isFIFO() {
 		add("it is "+kind, "close it")
 	}
 	// Files and directories on FUSE don't know it: it is a flag and no more.

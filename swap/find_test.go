@@ -334,10 +334,6 @@ func TestFindObstacles(t *testing.T) {
 		make func(t *testing.T, p *rig.Puppet)
 		want string
 	}{
-		"FIFO": {func(t *testing.T, p *rig.Puppet) {
-			p.Must(unix.SYS_MKNODAT, unix.AT_FDCWD, old+"/fifo", unix.S_IFIFO|0o600, 0)
-			p.Open(old+"/fifo", unix.O_RDWR)
-		}, "FIFO"},
 		"socket": {func(t *testing.T, p *rig.Puppet) {
 			s := p.Must(unix.SYS_SOCKET, unix.AF_UNIX, unix.SOCK_STREAM, 0)
 			name := old + "/dir/s"

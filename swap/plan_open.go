@@ -264,12 +264,16 @@ func openFlags(flags int) int {
 func (o *opener) jobs(usage *Usage) []*opening {
 	var jobs []*opening
 	for _, d := range usage.Descriptions {
-		if specialKind(d.Type) != "" && d.Flags&unix.O_PATH == 0 {
+		flags := openFlags(d.Flags)
+		if d.isFIFO() {
+			// It is found for now, and opened when all is stopped.
+			flags = unix.O_PATH | flags&unix.O_NOFOLLOW
+		} else if specialKind(d.Type) != "" && d.Flags&unix.O_PATH == 0 {
 			continue // an obstacle already, and opening one may block or act
 		}
 		path := d.Flags&unix.O_PATH != 0
 		jobs = append(jobs, &opening{
-			want: fileWant{d.Mount.ID, d.Path, d.Ino, d.Type, openFlags(d.Flags), 0},
+			want: fileWant{d.Mount.ID, d.Path, d.Ino, d.Type, flags, 0},
 			attr: &d.attr, task: d.Refs[0].Task, mount: d.Mount, ref: d.Refs[0],
 			resource: fmt.Sprintf("fd %d → %s", d.Refs[0].FD, printable(d.Path)),
 			compares: d.Type == unix.S_IFREG && !path,

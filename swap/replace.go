@@ -46,6 +46,9 @@ func (j *job) close() {
 
 // prepare takes every process to the point where only the verdict is missing.
 func (r *run) prepare(ctx context.Context) error {
+	if err := r.pourFIFOs(); err != nil {
+		return err
+	}
 	if err := setPositions(r.plan.Usage); err != nil {
 		return err
 	}
@@ -372,7 +375,7 @@ func setPositions(u *Usage) error {
 			continue
 		}
 		fd := int(d.Replacement.Fd())
-		if _, err := unix.Seek(fd, d.NewPos, unix.SEEK_SET); err != nil {
+		if _, err := unix.Seek(fd, d.NewPos, unix.SEEK_SET); err != nil && !d.isFIFO() {
 			return fmt.Errorf("setting the position of %s to %d: %w", d.Path, d.NewPos, err)
 		}
 		const settable = unix.O_APPEND | unix.O_NONBLOCK | unix.O_DIRECT | unix.O_NOATIME

@@ -159,6 +159,9 @@ func (u *Usage) holds(planned bool) map[int][]Hold {
 				pos := d.Pos
 				h.Position = &pos
 				action = fmt.Sprintf("opened again, at %d", d.NewPos)
+				if d.isFIFO() {
+					h.Position, action = nil, "opened again, what is in it copied"
+				}
 			}
 			add(t.Tasks, h, d.Replacement != nil, action)
 		}

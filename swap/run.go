@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 )
 
@@ -72,6 +73,7 @@ type run struct {
 	verdict  *verdict
 	teams    []team // one per tracer
 	changed  []changedMount
+	made     []*os.File // replacements that could be made only when all was stopped
 }
 
 // close lets everyone go who hasn't been.
@@ -86,6 +88,9 @@ func (r *run) close() {
 	}
 	if r.verdict != nil {
 		r.verdict.close()
+	}
+	for _, f := range r.made {
+		f.Close()
 	}
 }
 
@@ -167,6 +172,7 @@ func (r *run) goBack() error {
 // errors are told, and the rest is done all the same.
 func (r *run) goForward() error {
 	r.count()
+	r.dropPipes()
 	r.verdict.goForward()
 	ctx, cancel := graceful()
 	defer cancel()

@@ -88,11 +88,6 @@ func TestSwapRefuses(t *testing.T) {
 			p.Must(unix.SYS_INOTIFY_ADD_WATCH, fd, m.old, unix.IN_CREATE)
 			return []string{itoa(p.PID), "puppet", "inotify"}
 		}},
-		{"a FIFO", func(t *testing.T, m *mounts, p *rig.Puppet) []string {
-			p.Must(unix.SYS_MKNODAT, unix.AT_FDCWD, m.old+"/fifo", unix.S_IFIFO|0o600, 0)
-			p.Open(m.old+"/fifo", unix.O_RDWR)
-			return []string{itoa(p.PID), "puppet", "fifo"}
-		}},
 		{"a socket bound there", func(t *testing.T, m *mounts, p *rig.Puppet) []string {
 			fd := p.Must(unix.SYS_SOCKET, unix.AF_UNIX, unix.SOCK_STREAM, 0)
 			p.Chdir(m.old)
