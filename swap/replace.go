@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -21,6 +22,7 @@ type worker struct {
 	program *program
 	batch   *ptrace.Batch
 	channel *channel
+	began   time.Time
 }
 
 func (w *worker) close() {
@@ -91,11 +93,14 @@ func (r *run) each(do func(*team) error) error {
 }
 
 func (r *run) prepareTeam(ctx context.Context, t *team) error {
+	trace := r.options.Trace
 	for _, j := range t.jobs {
+		began := time.Now()
 		w, err := r.start(ctx, j)
 		if err != nil {
 			return err
 		}
+		w.began = began
 		t.workers = append(t.workers, w)
 	}
 	for _, w := range t.workers {
@@ -107,12 +112,15 @@ func (r *run) prepareTeam(ctx context.Context, t *team) error {
 		if err := w.awaitReady(ctx); err != nil {
 			return err
 		}
+		trace.add(w.job.task.PID, "prepare", w.began)
+		end := trace.begin(w.job.task.PID, "copy")
 		if err := w.copyPrivatePages(); err != nil {
 			return err
 		}
 		if err := w.copySignals(); err != nil {
 			return err
 		}
+		end()
 	}
 	return nil
 }

@@ -24,6 +24,11 @@ type Options struct {
 	// That there is an OpenGate says that the old file system answers after
 	// it; without one it is not asked anything.
 	OpenGate func(context.Context) (shut func() error, err error)
+	// Progress is told what comes next, also while processes are stopped: it
+	// must not wait for anything. Nil if nobody wants to know.
+	Progress func(phase string)
+	// Trace takes down what is done when, unless it is nil.
+	Trace *Trace
 }
 
 // Result says what a run did. Its JSON form is a stable contract.
@@ -106,15 +111,18 @@ func (r *run) upToCommit(ctx context.Context) (err error) {
 	if r.verdict, err = newVerdict(); err != nil {
 		return err
 	}
+	r.phase("asking")
 	if err := r.openGate(ctx); err != nil {
 		return err
 	}
 	if err := r.stop(ctx); err != nil {
 		return err
 	}
+	r.phase("preparing " + number(len(r.plan.Usage.Processes), "process", "processes"))
 	if err := r.prepare(ctx); err != nil {
 		return err
 	}
+	r.phase("changing " + number(len(r.plan.Usage.Mounts), "mount point", "mount points"))
 	if err := r.changeMounts(); err != nil {
 		return err
 	}
@@ -145,6 +153,7 @@ func (r *run) openGate(ctx context.Context) (err error) {
 // goBack lets every batch undo what it did, and brings back the mount points
 // and the gate.
 func (r *run) goBack() error {
+	r.phase("going back")
 	restored := r.restoreMounts()
 	ctx, cancel := graceful()
 	defer cancel()
@@ -173,6 +182,7 @@ func (r *run) goBack() error {
 func (r *run) goForward() error {
 	r.count()
 	r.dropPipes()
+	r.phase("committing")
 	r.verdict.goForward()
 	ctx, cancel := graceful()
 	defer cancel()
@@ -216,12 +226,14 @@ func (r *run) seeOff(ctx context.Context, t *team) error {
 	}
 	for _, w := range t.workers {
 		pid := w.job.task.PID
+		end := r.options.Trace.begin(pid, "finish")
 		if err := w.batch.Wait(ctx); !w.program.relocks { // relock told it
 			errs = append(errs, err)
 		}
 		for _, j := range t.further[pid] {
 			errs = append(errs, r.runFurther(ctx, j))
 		}
+		end()
 		errs = append(errs, r.stopped.release(pid))
 	}
 	return errors.Join(errs...)

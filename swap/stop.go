@@ -23,10 +23,12 @@ type stopped struct {
 	mu        sync.Mutex
 	processes map[int]*ptrace.Process
 	tracerOf  map[int]int // by pid: an index of tracers
+	trace     *Trace
+	began     map[int]time.Time // when each was asked to stop
 }
 
 func newStopped() *stopped {
-	s := &stopped{processes: map[int]*ptrace.Process{}, tracerOf: map[int]int{}}
+	s := &stopped{processes: map[int]*ptrace.Process{}, tracerOf: map[int]int{}, began: map[int]time.Time{}}
 	for range runtime.GOMAXPROCS(0) {
 		s.tracers = append(s.tracers, ptrace.New())
 	}
@@ -68,10 +70,12 @@ func (s *stopped) release(pid int) error {
 	s.mu.Lock()
 	p := s.processes[pid]
 	delete(s.processes, pid)
+	began := s.began[pid]
 	s.mu.Unlock()
 	if p == nil {
 		return nil
 	}
+	defer s.trace.add(pid, "stopped", began)
 	return p.Release()
 }
 
@@ -106,6 +110,7 @@ func (s *stopped) seize(ctx context.Context, users []*Process) (bool, error) {
 			continue
 		}
 		g.Go(func() error {
+			began := time.Now()
 			all, err := s.tracers[i].SeizeAll(ctx, pids)
 			if errors.Is(err, ptrace.ErrGone) {
 				return nil
@@ -117,6 +122,8 @@ func (s *stopped) seize(ctx context.Context, users []*Process) (bool, error) {
 			defer s.mu.Unlock()
 			for _, p := range all {
 				s.processes[p.PID], s.tracerOf[p.PID] = p, i
+				s.began[p.PID] = began
+				s.trace.add(p.PID, "stop", began)
 			}
 			return nil
 		})
@@ -127,16 +134,20 @@ func (s *stopped) seize(ctx context.Context, users []*Process) (bool, error) {
 // stop stops everyone who uses the old mount, flushes it, and brings the plan
 // up to date, until neither a new user nor a new file to flush shows up.
 func (r *run) stop(ctx context.Context) error {
+	r.phase("flushing")
 	// Once while everyone runs, so that little is left to do later.
 	if err := flushAll(ctx, r.plan); err != nil {
 		return err
 	}
 	r.stopped = newStopped()
+	r.stopped.trace = r.options.Trace
 	f := &flusher{plan: r.plan, done: map[FDRef]uint64{}}
 	for {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("stopping: new users of the mount keep appearing: %w", err)
 		}
+		r.phase("stopping " + number(len(r.plan.Usage.Processes), "process", "processes"))
+		r.options.Trace.name(r.plan.Usage)
 		more, err := r.stopped.seize(ctx, r.plan.Usage.Processes)
 		if err != nil {
 			return err
@@ -145,10 +156,12 @@ func (r *run) stop(ctx context.Context) error {
 		if !more && len(pending) == 0 {
 			return nil
 		}
+		r.phase("flushing what was written last")
 		if err := f.flush(ctx, r.plan.Usage, pending); err != nil {
 			return err
 		}
 		r.plan.Stopped = r.stopped.pids()
+		r.phase("looking again")
 		if err := r.plan.Refresh(ctx); err != nil {
 			// It is no refusal any more: they have been stopped.
 			var late *RefusedError

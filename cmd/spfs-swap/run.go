@@ -20,7 +20,7 @@ import (
 var runCommand = &cli.Command{
 	Name:      "run",
 	Usage:     "move everyone who uses one mount to another, while they run",
-	UsageText: "spfs-swap run --from MOUNTPOINT --to MOUNTPOINT|--mount 'COMMAND' [--pid N|--tree N|--cgroup PATH] [--move] [--timeout 10s] [--json]",
+	UsageText: "spfs-swap run --from MOUNTPOINT --to MOUNTPOINT|--mount 'COMMAND' [--pid N|--tree N|--cgroup PATH] [--move] [--timeout 10s] [--trace FILE] [--json]",
 	Description: `Whoever has files open, mapped, or as working or root directory on the FUSE
 file system at --from gets the same files of --to in their place, with the same
 numbers, offsets, flags, addresses and private pages. All of them are stopped
@@ -48,6 +48,7 @@ named, and --accept-loss must be said.`,
 		mountFlag,
 		&cli.BoolFlag{Name: "move", Usage: "unmount --to from where it is when all is done"},
 		&cli.DurationFlag{Name: "timeout", Usage: "give up after `TIME`, and change nothing", Value: swap.DefaultTimeout},
+		&cli.StringFlag{Name: "trace", Usage: "write what was done when to `FILE`, for Chrome or Perfetto to show"},
 		&cli.BoolFlag{Name: "json", Usage: "print the result as JSON"},
 	}),
 	OnUsageError: usageError,
@@ -59,18 +60,27 @@ func runSwap(c *cli.Context) (err error) {
 	// process ends soon after, and the limit bounds what it may take till then.
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(256 << 20)
+	watched, err := newObserver(c.String("trace"))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, watched.end()) }()
+	if c.IsSet("mount") {
+		watched.phase("mounting")
+	}
 	unmount, err := newMount(c)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, unmount()) }()
+	watched.phase("planning")
 	plan, err := newPlan(c)
 	if err != nil {
 		return err
 	}
 	defer plan.Close()
 	for _, l := range plan.Losses {
-		fmt.Fprintf(os.Stderr, "spfs-swap: lost: %v\n", l)
+		watched.say(fmt.Sprintf("spfs-swap: lost: %v", l))
 	}
 	gate, err := gateOf(plan)
 	if err != nil {
@@ -80,8 +90,10 @@ func runSwap(c *cli.Context) (err error) {
 		Timeout:  c.Duration("timeout"),
 		Move:     c.Bool("move"),
 		OpenGate: gate,
+		Progress: watched.show,
+		Trace:    watched.trace,
 	})
-	if err != nil {
+	if err := errors.Join(err, watched.end()); err != nil {
 		return err
 	}
 	if c.Bool("json") {
