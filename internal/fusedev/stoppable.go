@@ -28,6 +28,25 @@ func (s *Stop) Tell() {
 	s.once.Do(func() { unix.Write(s.fd, []byte{1, 0, 0, 0, 0, 0, 0, 0}) })
 }
 
+// Wait waits until fd can be read or has failed, or until s is told, and says
+// whether it was.
+func (s *Stop) Wait(fd int) (told bool, err error) {
+	fds := []unix.PollFd{
+		{Fd: int32(s.fd), Events: unix.POLLIN},
+		{Fd: int32(fd), Events: unix.POLLIN},
+	}
+	for {
+		_, err := unix.Poll(fds, -1)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return false, fmt.Errorf("waiting for the FUSE connection: %w", err)
+		}
+		return fds[0].Revents != 0, nil
+	}
+}
+
 // Close gives the eventfd back. No ServeUntil may use it any more.
 func (s *Stop) Close() error { return unix.Close(s.fd) }
 
@@ -46,16 +65,9 @@ func (c *Conn) ServeUntil(stop *Stop, maxWrite uint32, handle func(Request)) (en
 	// fs/fuse/dev.c fuse_dev_do_read: EINVAL if not even the largest request
 	// would fit.
 	buf := make([]byte, max(int(maxWrite), minReadBuffer)+PageSize)
-	fds := []unix.PollFd{
-		{Fd: int32(stop.fd), Events: unix.POLLIN},
-		{Fd: int32(c.fd), Events: unix.POLLIN},
-	}
 	for {
-		if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
-			return false, fmt.Errorf("waiting for the FUSE connection: %w", err)
-		}
-		if fds[0].Revents != 0 {
-			return false, nil
+		if told, err := stop.Wait(c.fd); told || err != nil {
+			return false, err
 		}
 		n, err := unix.Read(c.fd, buf)
 		switch {
