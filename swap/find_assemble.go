@@ -57,6 +57,7 @@ func (a *assembly) add(readings []*reading) {
 		return false
 	})
 	a.addTables(users)
+	a.addEpolls(readings)
 	a.addContexts(users)
 	a.addSpaces(users)
 	a.addSockets(readings)

@@ -31,6 +31,12 @@ type watch struct {
 	sdev   uint64 // the kernel's dev_t (MAJOR<<20 | MINOR), if hasSdev
 	mount  int    // mnt_id, of a fanotify mount mark; else 0
 	hasDev bool
+
+	// Of an epoll: by which number what is registered, for which events, with
+	// which data.
+	fd     int
+	events uint32
+	data   uint64
 }
 
 var errFDInfo = errors.New("not understood")
@@ -83,7 +89,10 @@ func parseFDInfo(text []byte) (fdInfo, error) {
 		case "SqThread", "SqMask":
 			info.uring = true
 		case "tfd":
-			info.watches = append(info.watches, parseWatch("epoll", value))
+			var w watch
+			if w, err = parseRegistration(value); err == nil {
+				info.watches = append(info.watches, w)
+			}
 		default:
 			for _, kind := range []string{"inotify", "fanotify"} {
 				if bytes.HasPrefix(line, []byte(kind+" ")) && !bytes.HasPrefix(line, []byte("fanotify flags:")) {
@@ -123,6 +132,22 @@ func parseWatch(kind string, text []byte) watch {
 		}
 	}
 	return w
+}
+
+// parseRegistration reads what follows "tfd:" in
+// "tfd:        5 events:       19 data:                5  pos:0 ino:7 sdev:2d"
+// (fs/eventpoll.c ep_show_fdinfo).
+func parseRegistration(text []byte) (watch, error) {
+	w := parseWatch("epoll", text)
+	fields := bytes.Fields(text)
+	if len(fields) < 5 || string(fields[1]) != "events:" || string(fields[3]) != "data:" {
+		return w, errFDInfo
+	}
+	fd, err := strconv.ParseInt(string(fields[0]), 10, 32)
+	events, err2 := strconv.ParseUint(string(fields[2]), 16, 32)
+	data, err3 := strconv.ParseUint(string(fields[4]), 16, 64)
+	w.fd, w.events, w.data = int(fd), uint32(events), data
+	return w, errors.Join(err, err2, err3)
 }
 
 // parseUringFiles takes up to n lines "    0: /path" off text (io_uring/fdinfo.c).

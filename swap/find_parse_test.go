@@ -20,7 +20,7 @@ func TestParseFDInfo(t *testing.T) {
 		"without ino, locked": {"pos:\t0\nflags:\t02\nmnt_id:\t31\nlock:\t1: FLOCK  ADVISORY  WRITE 123 00:2d:5 0 EOF\nlock:\t2: POSIX  ADVISORY  READ 123 00:2d:5 0 9\n",
 			fdInfo{flags: 2, mount: 31, locks: []string{"FLOCK ADVISORY WRITE 123 00:2d:5 0 EOF", "POSIX ADVISORY READ 123 00:2d:5 0 9"}}},
 		"epoll": {"pos:\t0\nflags:\t02\nmnt_id:\t15\nino:\t1\ntfd:        5 events:       19 data:                5  pos:0 ino:7 sdev:2d\n",
-			fdInfo{flags: 2, mount: 15, ino: 1, watches: []watch{{kind: "epoll", sdev: 0x2d, hasDev: true}}}},
+			fdInfo{flags: 2, mount: 15, ino: 1, watches: []watch{{kind: "epoll", sdev: 0x2d, hasDev: true, fd: 5, events: 0x19, data: 5}}}},
 		"inotify": {"pos:\t0\nflags:\t02\nmnt_id:\t15\ninotify wd:1 ino:2 sdev:2d mask:100 ignored_mask:0 fhandle-bytes:8\n",
 			fdInfo{flags: 2, mount: 15, watches: []watch{{kind: "inotify", sdev: 0x2d, hasDev: true}}}},
 		"fanotify": {"pos:\t0\nflags:\t02\nmnt_id:\t15\nfanotify flags:0 event-flags:0\nfanotify mnt_id:1f mflags:0 mask:8 ignored_mask:0\nfanotify sdev:2d mflags:0\n",

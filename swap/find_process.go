@@ -39,6 +39,9 @@ type kindsRead struct {
 	servers bool             // it holds the file system's /dev/fuse
 	sockets map[uint64]FDRef // Unix sockets, by inode
 
+	epollFDs []FDRef // to be read if the process uses the file system
+	epolls   []epollRead
+
 	obstacles []Obstacle
 	doubts    []Obstacle // obstacles if the process uses the file system
 }
@@ -190,6 +193,7 @@ func (s *scanner) readFiles(w *reader, dir procDir, pid int) (*reading, error) {
 			return nil, err
 		}
 	}
+	s.readEpolls(w, dir, r)
 	for i := range r.contexts {
 		c := &r.contexts[i]
 		if c.cwd, err = s.readPlace(dir, r, c.tasks[0].below()+"cwd"); err != nil {
@@ -277,6 +281,8 @@ func (k *kindsRead) add(part *kindsRead) {
 	k.refs = append(k.refs, part.refs...)
 	k.obstacles = append(k.obstacles, part.obstacles...)
 	k.doubts = append(k.doubts, part.doubts...)
+	k.epollFDs = append(k.epollFDs, part.epollFDs...)
+	k.epolls = append(k.epolls, part.epolls...)
 	k.uring = k.uring || part.uring
 	k.servers = k.servers || part.servers
 	if k.sockets == nil {
@@ -300,6 +306,12 @@ func (s *scanner) readFD(infos, links procDir, part *tablePartRead, ref FDRef, b
 		// One system call says of most that they are none of our business.
 		attr, ours, err = s.examine(links, name)
 		if err == nil && !ours && !s.telling(&attr) || err != nil && vanished(err) == nil {
+			return
+		}
+	}
+	if !s.prompt || device(&attr) == s.anon {
+		if text, err := links.link(name); err == nil && text == epollLink {
+			part.kinds.epollFDs = append(part.kinds.epollFDs, ref)
 			return
 		}
 	}
@@ -481,7 +493,10 @@ func (s *scanner) readKind(k *kindsRead, p *Process, ref FDRef, info *fdInfo) {
 			kinds[w.kind]++ // it does not say what it watches
 		}
 	}
-	for _, kind := range []string{"epoll", "inotify", "fanotify"} {
+	if kinds["epoll"] > 0 {
+		k.epolls = append(k.epolls, epollRead{ref, info.watches})
+	}
+	for _, kind := range []string{"inotify", "fanotify"} {
 		if n := kinds[kind]; n > 0 {
 			obstacle(name+" ("+kind+")", fmt.Sprintf("it watches %d of the mount's files, and would go on watching the old ones", n), "remove the watches or stop the process")
 		}

@@ -354,7 +354,10 @@ func TestFindObstacles(t *testing.T) {
 		}, "inotify"},
 		"epoll": {func(t *testing.T, p *rig.Puppet) {
 			ep := p.Must(unix.SYS_EPOLL_CREATE1, 0)
-			p.Must(unix.SYS_EPOLL_CTL, ep, unix.EPOLL_CTL_ADD, p.Open(old+"/file", unix.O_RDONLY), make([]byte, 12))
+			fd := p.Open(old+"/file", unix.O_RDONLY)
+			p.Must(unix.SYS_EPOLL_CTL, ep, unix.EPOLL_CTL_ADD, fd, make([]byte, 12))
+			p.Dup(fd)
+			p.Close(fd)
 		}, "epoll"},
 		"in flight": {func(t *testing.T, p *rig.Puppet) {
 			pair := make([]byte, 8)

@@ -90,7 +90,7 @@ func furtherObstacles(u *Usage) (list []Obstacle) {
 			})
 		}
 		for _, d := range j.table.early() {
-			refuse(d, "it is locked")
+			refuse(d, "it is locked, or registered with an epoll")
 		}
 		for _, fd := range j.table.FDs {
 			if fd.Description.lease != nil {

@@ -38,6 +38,9 @@ func (t *FDTable) early() []*Description {
 			records[l.description.Ino] = true
 		}
 	}
+	for _, r := range t.epolls {
+		add(r.description)
+	}
 	if len(records) > 0 {
 		// Putting others of the same file in place would drop the locks.
 		for _, fd := range t.FDs {
@@ -91,11 +94,13 @@ func (p *program) takeLocks(t *FDTable) {
 // replaceEarly puts the early descriptions over the old ones. It comes last,
 // since it takes F_SETLK's locks for good.
 func (p *program) replaceEarly(t *FDTable) {
+	p.unregister(t)
 	for _, fd := range t.FDs {
 		if from, ok := p.early[fd.Description]; ok {
 			p.dup3(from, fd)
 		}
 	}
+	p.register(t)
 	for _, d := range t.early() {
 		p.closeFD(p.early[d])
 	}

@@ -104,6 +104,7 @@ func newProgram(j *job, v *verdict, room int) *program {
 	if j.table != nil {
 		p.receiveEarly(j.table)
 		p.takeLocks(j.table)
+		p.tryRegistrations(j.table)
 		p.askSignals(j.table)
 	}
 

@@ -92,7 +92,8 @@ type FDTable struct {
 	Tasks []Task // who shares it
 	FDs   []FD   // those on the file system only
 
-	locks []heldLock // taken through its descriptors
+	locks  []heldLock // taken through its descriptors
+	epolls []registration
 }
 
 // FD is one descriptor of a table.

@@ -83,6 +83,15 @@ func TestSwapRefuses(t *testing.T) {
 			locked(t, th, th.Open(m.old+"/locked", unix.O_RDWR), unix.F_SETLK, unix.F_WRLCK, 0, 0)
 			return []string{itoa(p.PID), "puppet", "locked", "table of its own"}
 		}},
+		{"a registration with an epoll by a number that is closed", func(t *testing.T, m *mounts, p *rig.Puppet) []string {
+			m.put(t, "polled", "x")
+			fd := p.Open(m.old+"/polled", unix.O_RDONLY)
+			epoll := p.Must(unix.SYS_EPOLL_CREATE1, 0)
+			p.Must(unix.SYS_EPOLL_CTL, epoll, unix.EPOLL_CTL_ADD, fd, epollEvent(unix.EPOLLIN, 1))
+			p.Dup(fd)
+			p.Close(fd)
+			return []string{itoa(p.PID), "puppet", "epoll", itoa(fd)}
+		}},
 		{"an inotify watch", func(t *testing.T, m *mounts, p *rig.Puppet) []string {
 			fd := p.Must(unix.SYS_INOTIFY_INIT1, 0)
 			p.Must(unix.SYS_INOTIFY_ADD_WATCH, fd, m.old, unix.IN_CREATE)
