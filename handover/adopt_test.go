@@ -331,6 +331,38 @@ func shrink(t *testing.T, dir string) {
 	}
 }
 
+func TestHandOverOfManyLookups(t *testing.T) {
+	for what, flags := range map[string]uint64{"singly": 0, "by listing": fuse.CAP_READDIRPLUS, "as it likes": fuse.CAP_READDIRPLUS | fuse.CAP_READDIRPLUS_AUTO} {
+		t.Run(what, func(t *testing.T) {
+			rec := tree()
+			rec.Init.Flags = flags
+			rec.Nodes[2].Lookups = 2000
+			if flags != 0 {
+				rec.Nodes[2].Lookups = 200000
+			}
+			d := daemonOf(t, rec)
+			a, dir := adopted(t, rec)
+			start := time.Now()
+			if err := a.HandOver(limit(t)); err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("%d lookups: %v", rec.Nodes[2].Lookups, time.Since(start))
+			f, err := a.conn.File()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			d.serve(f)
+			a.Close(limit(t))
+			shrink(t, dir)
+			d.nothingLeft()
+			d.check()
+			unix.Unmount(dir, unix.MNT_DETACH)
+			d.pause()
+		})
+	}
+}
+
 func TestHandOverWithOneOpenTooMany(t *testing.T) {
 	rec := tree()
 	a, dir := adopted(t, rec)
@@ -338,7 +370,7 @@ func TestHandOverWithOneOpenTooMany(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 	defer cancel()
 	err := a.HandOver(ctx)
-	if err == nil || !strings.Contains(err.Error(), `node 12 ("more")`) {
+	if err == nil || !strings.Contains(err.Error(), `node 12 ("more")`) || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("handed over: %v", err)
 	}
 	unix.Close(fd)

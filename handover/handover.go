@@ -34,6 +34,9 @@ func (a *Adopted) handOver(ctx context.Context) error {
 	if err := a.settleLookups(ctx); err != nil {
 		return err
 	}
+	if err := s.awaitReleased(ctx); err != nil { // what settling has opened
+		return err
+	}
 	if err := a.takeBack(); err != nil {
 		return err
 	}
@@ -42,6 +45,9 @@ func (a *Adopted) handOver(ctx context.Context) error {
 	}
 	for {
 		if err := a.openUnused(); err != nil {
+			return err
+		}
+		if err := s.failure(); err != nil {
 			return err
 		}
 		// Whatever is asked from here on waits in the kernel for the daemon.
@@ -60,48 +66,6 @@ func (a *Adopted) handOver(ctx context.Context) error {
 	}
 	a.handed = true
 	return s.end()
-}
-
-// settleLookups lets the kernel look every node up as often as the daemon gave
-// it. It will have the daemon forget it as often, and libfuse aborts if that
-// is more than it knows of. The nodes are pinned, so what was counted stays.
-func (a *Adopted) settleLookups(ctx context.Context) error {
-	s := a.stand
-	s.mu.Lock()
-	s.fleeting = true
-	s.mu.Unlock()
-	at := map[uint64]*os.File{RootID: a.mount.File()}
-	for _, p := range a.pins {
-		at[p.node] = p.file
-	}
-	for _, p := range a.pins {
-		for first := true; ; first = false {
-			s.mu.Lock()
-			k := s.nodes[p.node]
-			given, owed, failure := k.given, k.owed(), s.err
-			s.mu.Unlock()
-			switch {
-			case failure != nil:
-				return failure
-			case ctx.Err() != nil:
-				return fmt.Errorf("node %d was looked up %d times of %d: %w", p.node, given, owed, context.Cause(ctx))
-			case given > owed:
-				return fmt.Errorf("node %d (%q) was looked up %d times, and its daemon knows of %d", p.node, p.name.Name, given, owed)
-			}
-			if given == owed {
-				break
-			}
-			if first {
-				if err := s.conn.ExpireEntry(p.name.Parent, string(p.name.Name)); err != nil {
-					return err
-				}
-			}
-			if err := lookUp(at[p.name.Parent], string(p.name.Name)); err != nil {
-				return fmt.Errorf("node %d: %w", p.node, err)
-			}
-		}
-	}
-	return nil
 }
 
 // openUnused opens a file on each handle that nothing restored has taken, to

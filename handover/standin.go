@@ -40,7 +40,8 @@ type standIn struct {
 	expect    map[int]int       // by thread: the handle that its next open gets
 	marks     map[uint64]uint64 // lookups of marks that were not forgotten, by node
 	marked    map[Name]bool     // where they were looked up
-	fleeting  bool              // names are answered to expire at once
+	settling  bool              // HandOver has names looked up again, which expire at once
+	homes     map[uint64]Name   // where nodes are pinned
 	forgotten map[uint64]uint64 // dump: what the kernel forgot, and the daemon was not told
 	told      map[uint64]bool   // nodes of which something was said
 	kept      int               // dump: requests for the daemon itself, read and not answered
@@ -63,6 +64,10 @@ func standInOn(conn *fusedev.Conn, rec *Record, restore bool) *standIn {
 		marked:    make(map[Name]bool),
 		forgotten: make(map[uint64]uint64),
 		told:      make(map[uint64]bool),
+		homes:     make(map[uint64]Name),
+	}
+	for _, p := range topDown(rec) {
+		s.homes[p.node] = p.name
 	}
 	s.handles = newHandles(rec.Handles, func(h *Handle) bool {
 		// fs/fuse/file.c fuse_file_open: without OPEN there is no RELEASE,

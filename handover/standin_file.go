@@ -26,6 +26,9 @@ func (s *standIn) open(req fusedev.Request) func() {
 		var expected bool
 		if i, expected = s.expect[tid]; expected {
 			delete(s.expect, tid)
+			if i == forListing {
+				return s.data(req, raw(&fuse.OpenOut{Fh: s.handles.makeUp(node)}))
+			}
 			if err := s.handles.fits(i, node, flags); err != nil {
 				s.failLocked(fmt.Errorf("thread %d opened node %d (%s): %w", tid, node, s.nameOf(node), err))
 				return s.errno(req, unix.EIO)
@@ -162,6 +165,9 @@ func cString(b []byte, at int) string {
 // positions that the daemon gave. READDIRPLUS gives no node for a name: that
 // would count as a lookup (fs/fuse/readdir.c fuse_direntplus_link).
 func (s *standIn) readdir(req fusedev.Request, k *known) func() {
+	if s.settling && req.Opcode() == fusedev.OpReaddirplus {
+		return s.listLookups(req, k)
+	}
 	offset, size := req.Range()
 	entries := k.Entries
 	if offset != 0 {

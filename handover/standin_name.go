@@ -57,15 +57,21 @@ func (s *standIn) lookup(req fusedev.Request) func() {
 	}
 	child.given++
 	s.told[child.ID] = true
-	o := fuse.EntryOut{
-		NodeId: child.ID, Generation: child.Generation,
-		EntryValid: s.valid(), AttrValid: s.valid(),
-		Attr: child.attr(),
-	}
-	if s.fleeting {
-		o.EntryValid = 0
-	}
+	o := s.entryOut(child)
 	return s.data(req, s.entry(&o))
+}
+
+// entryOut is what is said of a node by its name.
+func (s *standIn) entryOut(k *known) fuse.EntryOut {
+	o := fuse.EntryOut{
+		NodeId: k.ID, Generation: k.Generation,
+		EntryValid: s.valid(), AttrValid: s.valid(),
+		Attr: k.attr(),
+	}
+	if s.settling {
+		o.EntryValid = 0 // the next lookup is to be asked, too
+	}
+	return o
 }
 
 // lookupMark answers with a directory that is looked up again each time.
