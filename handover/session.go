@@ -1,7 +1,6 @@
 package handover
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -50,15 +49,10 @@ type File struct {
 // stand-ins answer what is asked of the mounts. It ends with [Session.Resume]
 // or [Session.Killed]. Its methods are for one goroutine at a time.
 type Session struct {
+	s       *stopper
 	criu    CRIU
 	files   []File
 	records []*Record
-}
-
-// Stop stops a tree that has its own FUSE daemons. If it fails the tree runs
-// on as before. The error is [ErrNoDaemon] if there is none.
-func Stop(ctx context.Context, o StopOptions) (*Session, error) {
-	return nil, fmt.Errorf("stopping the tree of process %d: %w", o.Root, errors.ErrUnsupported)
 }
 
 // CRIU returns what CRIU must be told.
@@ -73,11 +67,34 @@ func (s *Session) Files() []File { return s.files }
 
 // Check says, after CRIU has looked at everything, whether the images and the
 // records are good: that nobody wrote to the mounts meanwhile.
-func (s *Session) Check() error { return errors.ErrUnsupported }
+func (s *Session) Check() error {
+	var errs []error
+	for _, a := range s.s.standIns {
+		errs = append(errs, a.failure())
+	}
+	return errors.Join(errs...)
+}
 
 // Resume puts everything back and lets the tree run on: daemons first. The
 // tree is not frozen any more when it returns, whatever the error.
-func (s *Session) Resume() error { return errors.ErrUnsupported }
+func (s *Session) Resume() error {
+	if s.s == nil {
+		return nil
+	}
+	err := s.s.undo()
+	s.s = nil
+	if err != nil {
+		return fmt.Errorf("putting the tree back: %w", err)
+	}
+	return nil
+}
 
 // Killed ends a session whose tree was killed.
-func (s *Session) Killed() error { return errors.ErrUnsupported }
+func (s *Session) Killed() error {
+	if s.s == nil {
+		return nil
+	}
+	err := s.s.lost()
+	s.s = nil
+	return err
+}

@@ -20,7 +20,7 @@ type Programs struct {
 	SPFS, Swap                      string // under test
 	Counter, Puppet, Container, Pod string // fixtures …
 	Loopback, Writeback             string // … that are FUSE daemons
-	Contained                       string
+	Contained, Stopper              string
 	CRIU, CRIUNext                  string // bin/criu and bin/criu-next, from "make deps"
 }
 
@@ -49,9 +49,9 @@ func Build(t T) Programs {
 		SPFS: at("spfs"), Swap: at("spfs-swap"),
 		Counter: at("counter"), Puppet: at("puppet"), Container: at("container"), Pod: at("pod"),
 		Loopback: at("loopback"), Writeback: at("writeback"),
-		Contained: at("contained"),
-		CRIU:      filepath.Join(Checkout, "bin", "criu"),
-		CRIUNext:  filepath.Join(Checkout, "bin", "criu-next"),
+		Contained: at("contained"), Stopper: at("stopper"),
+		CRIU:     filepath.Join(Checkout, "bin", "criu"),
+		CRIUNext: filepath.Join(Checkout, "bin", "criu-next"),
 	}
 }
 
@@ -90,6 +90,7 @@ func build() (dir string, err error) {
 func buildInto(dir string) error {
 	for name, pkg := range map[string]string{
 		"spfs": "./cmd/spfs", "spfs-swap": "./cmd/spfs-swap", "loopback": "./test/fixture/loopback",
+		"stopper":   "./test/fixture/stopper",
 		"contained": "./test/cmd/contained",
 	} {
 		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, name), pkg)

@@ -1,0 +1,112 @@
+package handover
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"spfs/internal/freezer"
+)
+
+// ice is the cgroup that a tree is frozen in, and the way back.
+type ice struct {
+	cgroup    *freezer.Cgroup
+	temporary bool
+	before    map[int]*freezer.Cgroup // where each process was, if temporary
+}
+
+// findIce finds a cgroup that holds the tree and nobody else, or makes one. No
+// process is moved yet.
+func findIce(pids []int) (*ice, error) {
+	h, err := freezer.Find()
+	if err != nil {
+		return nil, err
+	}
+	i := &ice{before: make(map[int]*freezer.Cgroup)}
+	for _, pid := range pids {
+		c, err := h.Of(pid)
+		if err != nil {
+			return nil, err
+		}
+		i.before[pid] = c
+	}
+	own := i.before[pids[0]]
+	if !own.Top() {
+		members, err := own.Members()
+		if err != nil {
+			return nil, err
+		}
+		frozen, err := own.Frozen()
+		if err != nil {
+			return nil, err
+		}
+		if frozen {
+			return nil, fmt.Errorf("the tree's cgroup %s is frozen: thaw it first", own.Path())
+		}
+		slices.Sort(members)
+		if slices.Equal(members, slices.Sorted(slices.Values(pids))) {
+			i.cgroup, i.before = own, nil
+			return i, nil
+		}
+	}
+	i.temporary = true
+	i.cgroup, err = h.Create(fmt.Sprintf("spfs-dump-%d-%d", pids[0], os.Getpid()))
+	return i, err
+}
+
+// close takes the tree in and freezes it. Its tasks are stopped.
+func (i *ice) close() error {
+	for pid := range i.before {
+		if err := i.cgroup.Add(pid); err != nil && !errors.Is(err, unix.ESRCH) {
+			return err
+		}
+	}
+	return i.cgroup.Freeze()
+}
+
+// open thaws the tree and puts its processes back to where they were. It may
+// be called whatever has been done.
+func (i *ice) open() error {
+	errs := []error{i.cgroup.Thaw()}
+	if !i.temporary {
+		return errors.Join(errs...)
+	}
+	members, err := i.cgroup.Members()
+	errs = append(errs, err)
+	for _, pid := range members {
+		to := i.before[pid]
+		if to == nil {
+			to = i.before[slices.Min(slices.Collect(maps.Keys(i.before)))]
+		}
+		if err := to.Add(pid); err != nil && !errors.Is(err, unix.ESRCH) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removalTime is how long a cgroup is given to be empty: processes that were
+// killed leave it when they have ended, not when they are waited for.
+const removalTime = 2 * time.Second
+
+// remove removes a temporary cgroup, once nobody is left in it.
+func (i *ice) remove() error {
+	if !i.temporary {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), removalTime)
+	defer cancel()
+	for {
+		err := i.cgroup.Remove()
+		if err == nil || !errors.Is(err, unix.EBUSY) || ctx.Err() != nil {
+			return err
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
