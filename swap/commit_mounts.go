@@ -5,75 +5,86 @@ import (
 	"fmt"
 	"os"
 
+	"spfs/internal/fault"
 	"spfs/internal/mounts"
 )
 
-// changedMount is a mount point that shows the new file system, and a clone of
-// the old mount, to go back with.
-type changedMount struct {
-	mount *Mount
-	old   *os.File
-}
-
-// changeMounts puts the new mount at every mount point of the old one, unless
-// only some of its users are swapped.
-func (r *run) changeMounts() error {
+// checkMounts sees whether every mount point can be changed: the old mount
+// must still be what a walk there ends on. It is the last thing before the
+// verdict, as changing them is the first after it. So what is decided is
+// decided by the verdict alone, and a run that goes back has no mount point to
+// put back.
+func (r *run) checkMounts() error {
 	if !r.plan.Scope.Everyone() {
 		return nil
 	}
+	tables := map[uint64]mounts.Table{}
+	var err error
+	if r.old, err = mounts.Open(r.plan.From.Mount); err != nil {
+		return err
+	}
 	for _, m := range r.plan.Usage.Mounts {
-		var old *os.File
-		err := m.Namespace.Do(func(*os.File) error {
-			root, err := mounts.Open(m.Info)
-			if err != nil {
+		table := tables[m.Namespace.Inode]
+		if table == nil {
+			if table, err = m.Namespace.Mounts(); err != nil {
 				return err
 			}
-			defer root.Close()
-			old, err = mounts.Clone(root, "")
-			return err
-		})
-		if err != nil {
-			return fmt.Errorf("holding the old mount at %s in %v: %w", m.Point, m.Namespace, err)
+			tables[m.Namespace.Inode] = table
 		}
-		if err := m.Namespace.Attach(m.Replacement, m.Info); err != nil {
-			old.Close()
-			return err
+		if top := table.Top(m.Point); top == nil || top.ID != m.ID {
+			return fmt.Errorf("the mount point %s in %v: another mount covers it, or took its place", m.Point, m.Namespace)
 		}
-		r.changed = append(r.changed, changedMount{m, old})
 	}
 	return nil
 }
 
-// restoreMounts puts the old mount back where it was, the last first.
-func (r *run) restoreMounts() error {
-	var errs []error
-	for i := len(r.changed) - 1; i >= 0; i-- {
-		c := r.changed[i]
-		if err := c.restore(); err != nil {
-			errs = append(errs, fmt.Errorf("putting the old mount back at %s in %v: %w", c.mount.Point, c.mount.Namespace, err))
-		}
+// changeMounts puts the new mount at every mount point of the old one, unless
+// only some of its users are swapped. Nobody who could notice runs yet.
+func (r *run) changeMounts() error {
+	if !r.plan.Scope.Everyone() {
+		return nil
 	}
-	r.dropOldMounts()
+	var errs []error
+	for _, m := range r.plan.Usage.Mounts {
+		if err := m.Namespace.Attach(m.Replacement, m.Info); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		r.result.Mounts++
+		fault.Point("mount point changed")
+	}
 	return errors.Join(errs...)
 }
 
-func (c *changedMount) restore() error {
-	table, err := c.mount.Namespace.Mounts()
-	if err != nil {
-		return err
+// changeLateMounts does it for copies that were made meanwhile.
+func (r *run) changeLateMounts() error {
+	if !r.plan.Scope.Everyone() {
+		return nil
 	}
-	now := table.Top(c.mount.Point)
-	if now == nil {
-		return errors.New("the new mount is no longer there")
-	}
-	return c.mount.Namespace.Attach(c.old, now)
+	ctx, cancel := graceful()
+	defer cancel()
+	n, err := changeLate(ctx, r.plan.From.Mount.Dev, func(m *mounts.Mount) (*os.File, error) {
+		return cloneFor(m, r.plan.opener.to, r.plan.From.Mount.Root)
+	})
+	r.result.Mounts += n
+	return err
 }
 
-func (r *run) dropOldMounts() {
-	for _, c := range r.changed {
-		c.old.Close()
+// kept is what is given to Options.Keep: the old mount, then the new ones in the
+// order of the journal.
+func (r *run) kept() []*os.File {
+	if !r.plan.Scope.Everyone() {
+		return nil
 	}
-	r.changed = nil
+	byID := map[int]*os.File{}
+	for _, m := range r.plan.Usage.Mounts {
+		byID[m.ID] = m.Replacement
+	}
+	files := []*os.File{r.old}
+	for _, m := range r.journal.written.Mounts {
+		files = append(files, byID[m.ID])
+	}
+	return files
 }
 
 // detachTo takes the new mount off the place where the user mounted it.

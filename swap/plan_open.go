@@ -171,29 +171,43 @@ func (o *opener) clone(m *Mount) error {
 	if m.Replacement = o.clones[m.ID]; m.Replacement != nil {
 		return nil
 	}
-	rest, ok := relative(m.Root, o.plan.From.Mount.Root)
-	if !ok {
-		return errElsewhere
-	}
 	if !o.plan.Scope.Everyone() {
 		// The mount point stays as it is, and a clone would be a mount that
 		// nobody finds: those who are swapped get their files through --to.
+		rest, ok := relative(m.Root, o.plan.From.Mount.Root)
+		if !ok {
+			return errElsewhere
+		}
 		return o.part(m, strings.TrimPrefix(rest, "/"))
 	}
 	if err := replaceable(m); err != nil {
 		return err
 	}
-	c, err := mounts.Clone(o.to, strings.TrimPrefix(rest, "/"))
+	c, err := cloneFor(m.Info, o.to, o.plan.From.Mount.Root)
 	if err != nil {
-		return err
-	}
-	if err := mounts.SetOptions(c, m.Info.Options); err != nil {
-		c.Close()
 		return err
 	}
 	m.Replacement = c
 	o.clones[m.ID] = c
 	return nil
+}
+
+// cloneFor makes the mount that is to stand in the place of old: the same part
+// of what to is the root of, as old is of what from shows, with old's options.
+func cloneFor(old *mounts.Mount, to *os.File, from string) (*os.File, error) {
+	rest, ok := relative(old.Root, from)
+	if !ok {
+		return nil, errElsewhere
+	}
+	c, err := mounts.Clone(to, strings.TrimPrefix(rest, "/"))
+	if err != nil {
+		return nil, err
+	}
+	if err := mounts.SetOptions(c, old.Options); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
 }
 
 // errLocked is a reason for an Obstacle, not a failure.

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"spfs/internal/fault"
 	"spfs/internal/ptrace"
 )
 
@@ -102,16 +103,19 @@ func (r *run) prepareTeam(ctx context.Context, t *team) error {
 		}
 		w.began = began
 		t.workers = append(t.workers, w)
+		fault.Point("batch started")
 	}
 	for _, w := range t.workers {
 		if err := w.supply(ctx); err != nil {
 			return err
 		}
+		fault.Point("batch supplied")
 	}
 	for _, w := range t.workers {
 		if err := w.awaitReady(ctx); err != nil {
 			return err
 		}
+		fault.Point("batch ready")
 		trace.add(w.job.task.PID, "prepare", w.began)
 		end := trace.begin(w.job.task.PID, "copy")
 		if err := w.copyPrivatePages(); err != nil {
@@ -120,6 +124,7 @@ func (r *run) prepareTeam(ctx context.Context, t *team) error {
 		if err := w.copySignals(); err != nil {
 			return err
 		}
+		fault.Point("pages copied")
 		end()
 	}
 	return nil
@@ -255,15 +260,16 @@ func (w *worker) supply(ctx context.Context) error {
 	if told == 0 {
 		return w.ended(ctx)
 	}
-	theirs := int32(w.batch.Load32(w.program.pair))
-	ours := int(w.batch.Load32(w.program.pair.Add(4)))
-	fd, err := takeFD(FDRef{task, ours})
+	end := int(w.batch.Load32(w.program.pair))
+	number := int32(w.batch.Load32(w.program.pair.Add(4)))
+	fd, err := takeFD(FDRef{task, end})
 	if err != nil {
 		return err
 	}
 	w.channel = &channel{file: os.NewFile(uintptr(fd), "channel"), pid: task.PID}
+	fault.Point("channel taken")
 	for _, m := range w.program.messages {
-		err := w.channel.send(theirs, m)
+		err := w.channel.send(number, m)
 		if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
 			return w.ended(ctx) // it could not use what came before
 		}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -21,7 +22,7 @@ import (
 type program struct {
 	*ptrace.Program
 
-	pair     ptrace.Ref   // [2]int32: the channel's ends, theirs first
+	pair     ptrace.Ref   // [2]int32: the channel's ends, the swapper's first
 	paired   ptrace.Ref   // uint32: 0 until the pair is there
 	ready    ptrace.Ref   // uint32: 0 until all that can fail has been done
 	messages []message    // in the order they are received
@@ -75,22 +76,23 @@ func newProgram(j *job, v *verdict, room int) *program {
 	p := &program{Program: ptrace.NewProgram()}
 	p.dot = p.String(".")
 
-	// The socket pair.
-	p.pair = p.Data(bytes.Repeat(noFD, 2))
+	// The socket pair, as the beginning of a struct pollfd for our end.
+	p.pair = p.Data(binary.NativeEndian.AppendUint32(bytes.Repeat(noFD, 2), unix.POLLIN)) // events, then revents
 	p.Syscall(unix.SYS_SOCKETPAIR, ptrace.Const(unix.AF_UNIX),
 		ptrace.Const(unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC), ptrace.Const(0), p.pair).Name("socketpair")
-	ours, theirs := p.pair.Add(4), p.pair
-	p.did(func() { p.closeFD(theirs); p.closeFD(ours) })
+	theirs, ours := p.pair, p.pair.Add(4)
+	p.did(func() { p.closeFD(ours); p.closeFD(theirs) })
 	// The numbers are written before the descriptors are installed
 	// (net/socket.c __sys_socketpair), so a word of its own says that they
 	// are.
 	p.paired = p.tell()
+	p.awaitSwapper(ours)
 
 	// The verdict comes first; the message says the number of our end, which
 	// ppoll needs in its struct pollfd.
 	pollfd := p.Data(binary.NativeEndian.AppendUint32(bytes.Clone(noFD), unix.POLLRDHUP)) // events, then revents
 	word := p.receive(pollfd, message{v.file})[0]
-	p.closeFD(ours)
+	p.closeFD(theirs)
 
 	if j.space != nil {
 		p.mapNew(j.space, room)
@@ -110,7 +112,7 @@ func newProgram(j *job, v *verdict, room int) *program {
 
 	// Ready; wait for the swapper to hang up; look at the verdict.
 	p.ready = p.tell()
-	p.Syscall(unix.SYS_PPOLL, pollfd, ptrace.Const(1), ptrace.Const(0), ptrace.Const(0), ptrace.Const(8)).Name("ppoll")
+	p.Syscall(unix.SYS_PPOLL, pollfd, ptrace.Const(1), ptrace.Const(0), ptrace.Const(0), ptrace.Const(8)).Ignore() // whatever ends the wait
 	said := p.Zero(4)
 	p.Syscall(unix.SYS_PREAD64, word.Int32(), said, ptrace.Const(4), ptrace.Const(0)).Name("reading the verdict")
 	forward, out := p.Label(), p.Label()
@@ -141,9 +143,30 @@ func newProgram(j *job, v *verdict, room int) *program {
 	if p.exe != nil {
 		p.exchangeExe()
 	}
-	p.closeFD(theirs)
+	p.closeFD(ours)
 	p.Bind(out)
 	return p
+}
+
+// orphanTime is how long a batch waits for the swapper's first message. While
+// the process itself holds both ends of the pair, the swapper's death does not
+// show there.
+const orphanTime = 5 * time.Second
+
+// awaitSwapper waits until there is something to receive. It is ppoll, because
+// a time limit of it leaves nothing behind in the thread (see ptrace.Program).
+func (p *program) awaitSwapper(pollfd ptrace.Ref) {
+	limit := p.Data(binary.NativeEndian.AppendUint64(binary.NativeEndian.AppendUint64(nil,
+		uint64(orphanTime/time.Second)), uint64(orphanTime%time.Second)))
+	n := p.Syscall(unix.SYS_PPOLL, pollfd, ptrace.Const(1), limit, ptrace.Const(0), ptrace.Const(8)).
+		Name("waiting for the swapper")
+	late, came := p.Label(), p.Label()
+	p.BranchResult(n, 0, late)
+	p.Goto(came)
+	p.Bind(late)
+	// As in receive: what must fail takes the way back.
+	p.Syscall(unix.SYS_CLOSE, ptrace.Int(-1)).Name("waiting for the swapper: nothing came")
+	p.Bind(came)
 }
 
 // include/uapi/linux/futex.h.
@@ -209,7 +232,7 @@ func (p *program) receive(into ptrace.Ref, files message) []ptrace.Ref {
 	p.PutAddress(hdr.Add(msghdrIov), iov)
 	p.PutAddress(hdr.Add(msghdrControl), ctl)
 
-	p.Syscall(unix.SYS_RECVMSG, p.pair.Int32(), hdr, ptrace.Const(unix.MSG_CMSG_CLOEXEC)).Name("recvmsg")
+	p.Syscall(unix.SYS_RECVMSG, p.pair.Add(4).Int32(), hdr, ptrace.Const(unix.MSG_CMSG_CLOEXEC)).Name("recvmsg")
 	fds := make([]ptrace.Ref, n)
 	for i := range fds {
 		fds[i] = ctl.Add(unix.CmsgLen(0) + 4*i)

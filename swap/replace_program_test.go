@@ -15,7 +15,7 @@ func tableOf(n int) *FDTable {
 }
 
 func TestProgramSendsWhatItReceives(t *testing.T) {
-	v, err := newVerdict()
+	v, err := newVerdict(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +84,7 @@ func FuzzParseOpenFilesLimit(f *testing.F) {
 }
 
 func BenchmarkNewProgram(b *testing.B) {
-	v, err := newVerdict()
+	v, err := newVerdict(b.TempDir())
 	if err != nil {
 		b.Fatal(err)
 	}

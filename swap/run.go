@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"time"
+
+	"spfs/internal/fault"
 )
 
 // DefaultTimeout bounds a run when [Options] doesn't.
@@ -24,6 +26,12 @@ type Options struct {
 	// That there is an OpenGate says that the old file system answers after
 	// it; without one it is not asked anything.
 	OpenGate func(context.Context) (shut func() error, err error)
+	// GateShut says that OpenGate opens a gate that is shut: see Recovery.ShutGate.
+	GateShut bool
+	// Keep is given, just before the run commits, what whoever keeps it can give
+	// to [Recover] should the run be cut off: see [Recovery.Kept]. It stays the
+	// run's. Nil if nobody keeps it.
+	Keep func([]*os.File) error
 	// Progress is told what comes next, also while processes are stopped: it
 	// must not wait for anything. Nil if nobody wants to know.
 	Progress func(phase string)
@@ -75,9 +83,10 @@ type run struct {
 
 	shutGate func() error // nil if no gate was opened
 	stopped  *stopped
+	journal  *journal
 	verdict  *verdict
-	teams    []team // one per tracer
-	changed  []changedMount
+	teams    []team     // one per tracer
+	old      *os.File   // O_PATH: while it is open, no other file system gets its number
 	made     []*os.File // replacements that could be made only when all was stopped
 }
 
@@ -94,6 +103,12 @@ func (r *run) close() {
 	if r.verdict != nil {
 		r.verdict.close()
 	}
+	if r.journal != nil {
+		r.journal.close()
+	}
+	if r.old != nil {
+		r.old.Close()
+	}
 	for _, f := range r.made {
 		f.Close()
 	}
@@ -101,31 +116,82 @@ func (r *run) close() {
 
 func (r *run) do(ctx context.Context) error {
 	if err := r.upToCommit(ctx); err != nil {
-		return errors.Join(err, r.goBack())
+		return errors.Join(err, r.endJournal(r.goBack()))
 	}
-	return r.goForward()
+	return r.endJournal(r.goForward())
+}
+
+// endJournal removes the journal, unless something is left to do.
+func (r *run) endJournal(left error) error {
+	if r.journal == nil {
+		return left
+	}
+	if left != nil {
+		return fmt.Errorf("%w; \"spfs-swap recover\" tries again", left)
+	}
+	return r.journal.remove()
+}
+
+// beginJournal notes what the run is about.
+func (r *run) beginJournal() (err error) {
+	if err := refuseAfterCutOff(r.plan.From.Mount.Dev); err != nil {
+		return err
+	}
+	if r.journal, err = newJournal(); err != nil {
+		return err
+	}
+	fault.Point("journal made")
+	if r.verdict, err = newVerdict(r.journal.path); err != nil {
+		return err
+	}
+	fault.Point("verdict made")
+	return r.noteScope()
+}
+
+// noteScope brings the journal up to date.
+func (r *run) noteScope() error {
+	if r.journal.written != nil && r.noted(r.journal.written) {
+		return nil
+	}
+	rec, err := r.record()
+	if err != nil {
+		return err
+	}
+	return r.journal.write(rec)
 }
 
 // upToCommit does everything that can fail.
 func (r *run) upToCommit(ctx context.Context) (err error) {
-	if r.verdict, err = newVerdict(); err != nil {
+	if err := r.beginJournal(); err != nil {
 		return err
 	}
+	fault.Point("journal begun")
 	r.phase("asking")
 	if err := r.openGate(ctx); err != nil {
 		return err
 	}
+	fault.Point("gate opened")
 	if err := r.stop(ctx); err != nil {
+		return err
+	}
+	fault.Point("all stopped")
+	if err := r.noteScope(); err != nil {
 		return err
 	}
 	r.phase("preparing " + number(len(r.plan.Usage.Processes), "process", "processes"))
 	if err := r.prepare(ctx); err != nil {
 		return err
 	}
-	r.phase("changing " + number(len(r.plan.Usage.Mounts), "mount point", "mount points"))
-	if err := r.changeMounts(); err != nil {
+	fault.Point("all prepared")
+	if err := r.checkMounts(); err != nil {
 		return err
 	}
+	if r.options.Keep != nil {
+		if err := r.options.Keep(r.kept()); err != nil {
+			return err
+		}
+	}
+	fault.Point("about to commit")
 	return ctx.Err()
 }
 
@@ -150,11 +216,9 @@ func (r *run) openGate(ctx context.Context) (err error) {
 	return r.plan.Err()
 }
 
-// goBack lets every batch undo what it did, and brings back the mount points
-// and the gate.
+// goBack lets every batch undo what it did, and brings back the gate.
 func (r *run) goBack() error {
 	r.phase("going back")
-	restored := r.restoreMounts()
 	ctx, cancel := graceful()
 	defer cancel()
 	back := r.each(func(t *team) error {
@@ -174,7 +238,7 @@ func (r *run) goBack() error {
 	if r.shutGate != nil {
 		shut = r.shutGate()
 	}
-	return errors.Join(restored, back, released, shut)
+	return errors.Join(back, released, shut)
 }
 
 // goForward commits, and sees everyone off. From here on nothing is undone:
@@ -184,13 +248,17 @@ func (r *run) goForward() error {
 	r.dropPipes()
 	r.phase("committing")
 	r.verdict.goForward()
+	fault.Point("committed")
+	r.phase("changing " + number(len(r.plan.Usage.Mounts), "mount point", "mount points"))
+	errs := []error{r.changeMounts()}
 	ctx, cancel := graceful()
 	defer cancel()
-	relock := r.each(func(t *team) error { return t.relock(ctx) })
-	errs := []error{relock, r.each(func(t *team) error { return r.seeOff(ctx, t) })}
+	errs = append(errs, r.each(func(t *team) error { return t.relock(ctx) }))
+	errs = append(errs, r.each(func(t *team) error { return r.seeOff(ctx, t) }))
 	errs = append(errs, r.stopped.releaseAll())
 	r.result.StoppedUS = r.stopped.duration().Microseconds()
-	r.dropOldMounts()
+	fault.Point("all let go")
+	errs = append(errs, r.changeLateMounts())
 	if r.options.Move {
 		errs = append(errs, r.detachTo())
 	}
@@ -223,6 +291,7 @@ func (r *run) seeOff(ctx context.Context, t *team) error {
 	var errs []error
 	for _, w := range t.workers {
 		w.hangUp()
+		fault.Point("verdict told")
 	}
 	for _, w := range t.workers {
 		pid := w.job.task.PID
@@ -233,8 +302,10 @@ func (r *run) seeOff(ctx context.Context, t *team) error {
 		for _, j := range t.further[pid] {
 			errs = append(errs, r.runFurther(ctx, j))
 		}
+		fault.Point("batch over")
 		end()
 		errs = append(errs, r.stopped.release(pid))
+		fault.Point("let go")
 	}
 	return errors.Join(errs...)
 }
@@ -267,5 +338,4 @@ func (r *run) count() {
 			r.result.Roots++
 		}
 	}
-	r.result.Mounts = len(r.changed)
 }

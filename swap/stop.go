@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"spfs/internal/fault"
 	"spfs/internal/ptrace"
 )
 
@@ -156,10 +157,12 @@ func (r *run) stop(ctx context.Context) error {
 		if !more && len(pending) == 0 {
 			return nil
 		}
+		fault.Point("users stopped")
 		r.phase("flushing what was written last")
 		if err := f.flush(ctx, r.plan.Usage, pending); err != nil {
 			return err
 		}
+		fault.Point("flushed")
 		r.plan.Stopped = r.stopped.pids()
 		r.phase("looking again")
 		if err := r.plan.Refresh(ctx); err != nil {

@@ -17,6 +17,7 @@ var commands = []*cli.Command{
 	listCommand,
 	planCommand,
 	runCommand,
+	recoverCommand,
 }
 
 func main() {
@@ -55,6 +56,7 @@ addresses of mappings, the same working directories. They notice nothing.
    spfs-swap list /mnt/data                          who uses it, and how
    spfs-swap plan --from /mnt/data --to /mnt/new     what would be done, and what is in the way
    spfs-swap run  --from /mnt/data --to /mnt/new     do it
+   spfs-swap recover                                 finish for a run that was killed
 
 list and plan change nothing and stop nobody. list never waits for the mount,
 whatever state it is in. The files under --to must be the same as those under

@@ -46,16 +46,17 @@ written to a file of it and never sent are lost with it: whoever wrote them is
 named, and --accept-loss must be said.`,
 	Flags: slices.Concat(planFlags, []cli.Flag{
 		mountFlag,
+		hiddenAttendedFlag,
 		&cli.BoolFlag{Name: "move", Usage: "unmount --to from where it is when all is done"},
 		&cli.DurationFlag{Name: "timeout", Usage: "give up after `TIME`, and change nothing", Value: swap.DefaultTimeout},
 		&cli.StringFlag{Name: "trace", Usage: "write what was done when to `FILE`, for Chrome or Perfetto to show"},
 		&cli.BoolFlag{Name: "json", Usage: "print the result as JSON"},
 	}),
 	OnUsageError: usageError,
-	Action:       runSwap,
+	Action:       attended(runSwap),
 }
 
-func runSwap(c *cli.Context) (err error) {
+func runSwap(c *cli.Context, command *attendant) (err error) {
 	// A collection during the stop would take a processor away from it. The
 	// process ends soon after, and the limit bounds what it may take till then.
 	debug.SetGCPercent(-1)
@@ -82,7 +83,7 @@ func runSwap(c *cli.Context) (err error) {
 	for _, l := range plan.Losses {
 		watched.say(fmt.Sprintf("spfs-swap: lost: %v", l))
 	}
-	gate, err := gateOf(plan)
+	gate, shut, err := gateOf(plan)
 	if err != nil {
 		return err
 	}
@@ -92,6 +93,8 @@ func runSwap(c *cli.Context) (err error) {
 		OpenGate: gate,
 		Progress: watched.show,
 		Trace:    watched.trace,
+		GateShut: shut,
+		Keep:     command.keep,
 	})
 	if err := errors.Join(err, watched.end()); err != nil {
 		return err
@@ -108,29 +111,29 @@ func runSwap(c *cli.Context) (err error) {
 // gateOf returns what makes the old file system answer: for a shut stub the
 // opening of its gate onto the new mount; for a proxy or another daemon that
 // lives nothing needs to be done. It is nil if there is nobody to answer.
-func gateOf(plan *swap.Plan) (func(context.Context) (func() error, error), error) {
+func gateOf(plan *swap.Plan) (open func(context.Context) (func() error, error), shut bool, err error) {
 	if plan.Silent() {
-		return nil, nil
+		return nil, false, nil
 	}
 	client, err := control.Dial(plan.From.Mount.Dev)
 	if errors.Is(err, control.ErrNotServed) {
 		if len(plan.Usage.Servers) == 0 {
-			return nil, nil
+			return nil, false, nil
 		}
-		return answersAlready, nil
+		return answersAlready, false, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	defer client.Close()
 	status, err := client.Status(context.Background())
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if status.Mode != control.ModeStub {
-		return answersAlready, nil
+		return answersAlready, false, nil
 	}
-	return func(ctx context.Context) (func() error, error) { return openGate(ctx, plan) }, nil
+	return func(ctx context.Context) (func() error, error) { return openGate(ctx, plan) }, true, nil
 }
 
 func answersAlready(context.Context) (func() error, error) { return nil, nil }
@@ -150,18 +153,22 @@ func openGate(ctx context.Context, plan *swap.Plan) (shut func() error, err erro
 	if err := client.Proxy(ctx, dir); err != nil {
 		return nil, fmt.Errorf("opening the gate of %s onto %s: %w", plan.From.Path, plan.To.Path, err)
 	}
-	return func() error { return shutGate(plan) }, nil
+	return func() error { return shutGateOf(plan.From.Mount.Dev) }, nil
 }
 
-// shutGate makes the stub hold requests again.
-func shutGate(plan *swap.Plan) error {
-	client, err := control.Dial(plan.From.Mount.Dev)
+// shutGateOf makes the stub that serves the device hold requests again. That
+// there is none any more is no error.
+func shutGateOf(dev uint64) error {
+	client, err := control.Dial(dev)
+	if errors.Is(err, control.ErrNotServed) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
 	defer client.Close()
 	if err := client.Stub(context.Background()); err != nil {
-		return fmt.Errorf("shutting the gate of %s again: %w", plan.From.Path, err)
+		return fmt.Errorf("shutting the gate of the stub again: %w", err)
 	}
 	return nil
 }

@@ -6,6 +6,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"spfs/internal/fault"
 )
 
 // moveBeneath is MOVE_MOUNT_BENEATH of include/uapi/linux/mount.h (Linux 6.5).
@@ -37,13 +39,14 @@ func (ns *Namespace) Attach(clone *os.File, old *Mount) error {
 		if err != nil {
 			return err
 		}
+		fault.Point("mounts: parent isolated")
 		return errors.Join(replaceTop(clone, old.Point), restore())
 	})
 	if err != nil {
 		return fmt.Errorf("attach at %s in %v: %w", old.Point, ns, err)
 	}
 	if old.Shared != 0 {
-		if err := ns.share(clone); err != nil {
+		if err := ns.Share(clone); err != nil {
 			return fmt.Errorf("attached at %s in %v, but not shared as the old mount was: %w", old.Point, ns, err)
 		}
 	}
@@ -59,10 +62,12 @@ func replaceTop(clone *os.File, point string) error {
 	if err != nil {
 		return fmt.Errorf("move_mount beneath: %w", err)
 	}
+	fault.Point("mounts: new beneath")
 	// Of the two, umount2 takes the upper one, as any walk ends there.
 	if err := unix.Unmount(point, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
 		return fmt.Errorf("umount of the old mount, which is still above the new one: %w", err)
 	}
+	fault.Point("mounts: old off")
 	return nil
 }
 
@@ -70,6 +75,7 @@ func replaceWithGap(clone *os.File, point string) error {
 	if err := unix.Unmount(point, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
 		return fmt.Errorf("umount of the old mount: %w", err)
 	}
+	fault.Point("mounts: gap")
 	if err := moveMount(clone, point, 0); err != nil {
 		return fmt.Errorf("the old mount is off, but move_mount of the new one: %w", err)
 	}
@@ -133,8 +139,18 @@ func (t Table) isolate(m *Mount) (restore func() error, err error) {
 	}, nil
 }
 
-// share makes the attached mount that root is open on shared.
-func (ns *Namespace) share(root *os.File) error {
+// Open opens the root of m, as the function [Open] does, in the namespace.
+func (ns *Namespace) Open(m *Mount) (root *os.File, err error) {
+	err = ns.Do(func(*os.File) (err error) {
+		root, err = Open(m)
+		return err
+	})
+	return root, err
+}
+
+// Share makes the attached mount that root is open on shared, in a peer group
+// of its own unless it is in one already.
+func (ns *Namespace) Share(root *os.File) error {
 	return ns.Do(func(*os.File) error {
 		shared := unix.MountAttr{Propagation: unix.MS_SHARED}
 		return unix.MountSetattr(int(root.Fd()), "", unix.AT_EMPTY_PATH, &shared)

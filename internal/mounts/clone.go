@@ -46,6 +46,24 @@ func mountID(fd int) (int, error) {
 	return int(st.Mnt_id), nil
 }
 
+// UniqueID tells what mount root is on by a number that no other mount gets
+// ever after, which [Mount.ID] is not. Kernels before 6.8 have none: it is 0
+// then.
+func UniqueID(root *os.File) (uint64, error) {
+	var st unix.Statx_t
+	err := unix.Statx(int(root.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID_UNIQUE, &st)
+	if err == unix.EACCES { // as in mountID: the mount is not told then
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("statx of %s: %w", root.Name(), err)
+	}
+	if st.Mask&unix.STATX_MNT_ID_UNIQUE == 0 {
+		return 0, nil
+	}
+	return st.Mnt_id, nil
+}
+
 // Clone makes a detached mount of the part of root's mount that path names
 // (relative to root; "" or "." for all of it): not of what is mounted below.
 // The path can't lead out of root, nor through a symlink. The caller closes

@@ -9,6 +9,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"spfs/internal/fault"
 )
 
 // Batch is a run of a [Program] by a thread.
@@ -93,6 +95,13 @@ const lingerTime = 100 * time.Millisecond
 // prepare maps the scratch memory, puts the program there and points the
 // stopped thread at it.
 func (th *Thread) prepare(ctx context.Context, p *Program, linger time.Duration) (*Batch, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, th.timeout(err)
+	}
+	// From here on it is a matter of microseconds. Were it given up in the
+	// middle, nobody would know where the mapping is.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abandonTime)
+	defer cancel()
 	size := p.size()
 	in, err := th.enter(size, linger)
 	if err != nil {
@@ -117,6 +126,7 @@ func (th *Thread) prepare(ctx context.Context, p *Program, linger time.Duration)
 		err = fmt.Errorf("map %d bytes in process %d: %w", size, th.p.PID, err)
 		return nil, errors.Join(err, in.leaveAfter(err))
 	}
+	fault.Point("ptrace: table mapped")
 	b := &Batch{in: in, program: p, base: base}
 	if err := b.fill(); err != nil {
 		return nil, errors.Join(err, b.breakOff(ctx))

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"spfs/internal/fault"
 )
 
 // injection is the code in a process's vDSO, and the state of the thread that
@@ -68,6 +70,7 @@ func (th *Thread) enter(mapped uint64, linger time.Duration) (*injection, error)
 	if err := th.p.writeMem(place.start, block(&in.away, in.during, in.mask, mapped, linger)); err != nil {
 		return nil, err
 	}
+	fault.Point("ptrace: code written")
 	if filtered {
 		if err := in.suspend(); err != nil {
 			return nil, errors.Join(err, in.clear())
@@ -91,6 +94,7 @@ func (in *injection) aim(mode uint64, nr uintptr, args ...uint64) error {
 	if err := setMask(in.th.TID, in.during); err != nil {
 		return in.th.failed("block signals of", err)
 	}
+	fault.Point("ptrace: aimed")
 	return nil
 }
 
@@ -104,6 +108,7 @@ func (in *injection) leave() error {
 		return err
 	}
 	in.th.regs = in.orig
+	fault.Point("ptrace: put back")
 	return in.clear()
 }
 

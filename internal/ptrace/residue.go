@@ -2,11 +2,14 @@ package ptrace
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"strconv"
+
+	"golang.org/x/sys/unix"
 )
 
 // maxFrames is how much of a stack is searched for signal frames.
@@ -27,6 +30,68 @@ func (p *Process) CleanResidue() (found bool, err error) {
 		return p.cleanResidue()
 	})
 	return found, err
+}
+
+// FinishResidue lets threads that still run a program whose tracer has died
+// come to its end, as all of them do, and then does what [Process.CleanResidue]
+// does. Nobody else of the process runs meanwhile. A thread that only waits to
+// see whether a tracer comes is told that none does.
+func (p *Process) FinishResidue(ctx context.Context) (found bool, err error) {
+	err = p.t.Do(func() error {
+		_, err := p.slack()
+		if errors.Is(err, ErrNoVDSO) || errors.Is(err, ErrNoSlack) {
+			return nil // then nothing of ours can be there
+		}
+		if !errors.Is(err, errResidue) {
+			return err
+		}
+		found = true
+		for _, th := range p.Threads {
+			if err := th.leaveResidue(ctx); err != nil {
+				return err
+			}
+		}
+		return p.cleanResidue()
+	})
+	return found, err
+}
+
+// leaveResidue lets the thread run until it is out of the code that a tracer
+// which died has left.
+func (th *Thread) leaveResidue(ctx context.Context) error {
+	for {
+		r := th.regs
+		if !th.p.vdso.has(programCounter(&r)) {
+			return nil
+		}
+		if err := ctx.Err(); err != nil {
+			return th.timeout(err)
+		}
+		// Nothing but the last call's time limit, and that of a program's own
+		// ppoll for what a tracer would have sent, is of any length there.
+		if nr, ok := interrupted(&r); ok && nr == unix.SYS_PPOLL && endCall(&r) {
+			if err := th.writeRegs(&r); err != nil {
+				return err
+			}
+		}
+		if err := th.resume(unix.PTRACE_CONT, 0); err != nil {
+			return err
+		}
+		// There is no event to wait for: it leaves the code by a jump.
+		var pause backoff
+		for range yields {
+			pause.wait()
+		}
+		if err := th.interrupt(); err != nil {
+			return err
+		}
+		if err := th.settle(ctx); err != nil {
+			return err
+		}
+		if err := th.stoppedAgain(); err != nil {
+			return err
+		}
+	}
 }
 
 func (p *Process) cleanResidue() error {

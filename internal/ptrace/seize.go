@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"spfs/internal/fault"
 )
 
 // Seize stops every thread of a process. When ctx ends before all have
@@ -68,6 +70,7 @@ func (t *Tracer) seizeAll(ctx context.Context, pids []int, thaw func() error) (p
 		if _, err := p.attach(ctx, buf); err != nil {
 			return ps, err
 		}
+		fault.Point("ptrace: seized")
 	}
 	if err := thaw(); err != nil {
 		return ps, err

@@ -55,6 +55,24 @@ func Build(t T) Programs {
 	}
 }
 
+// BuildWith builds a command with a build tag, once per run.
+func BuildWith(t T, name, tag string) string {
+	t.Helper()
+	Build(t)
+	built.Lock()
+	defer built.Unlock()
+	path := filepath.Join(built.dir, name+"-"+tag)
+	if _, err := os.Stat(path); err == nil {
+		return path
+	}
+	cmd := exec.Command("go", "build", "-tags", tag, "-o", path, "./cmd/"+name)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if err := compile(cmd); err != nil {
+		t.Fatalf("%v", err)
+	}
+	return path
+}
+
 // RemoveBuilt removes what Build made. Call it when all tests are over.
 func RemoveBuilt() {
 	built.Lock()
