@@ -41,9 +41,13 @@ type user struct {
 	node *fusestate.Node
 	open *fusestate.Open // nil for a place: a directory, an executable
 
-	mount  int // mnt_id
-	fd     int
-	mapped bool
+	mount int // mnt_id
+	fd    int
+	exe   bool // it is run
+
+	mapped     bool
+	start, end uint64 // of a mapping
+	shared     bool
 }
 
 // takeCensus looks at the tree and at everyone who uses its connections.
@@ -116,11 +120,12 @@ func (c *census) findUsers() error {
 	for i := range s.Mappings {
 		m := &s.Mappings[i]
 		add(user{pid: m.PID, what: fmt.Sprintf("a mapping at %#x", m.Start), node: &m.Node, open: &m.Open, mount: m.Open.Mount, mapped: true,
+			start: m.Start, end: m.End, shared: m.VMFlags&vmShared != 0,
 			link: fmt.Sprintf("/proc/%d/map_files/%x-%x", m.PID, m.Start, m.End)})
 	}
 	for i := range s.Places {
 		p := &s.Places[i]
-		add(user{pid: p.PID, what: "its " + p.Kind.String(), node: &p.Node, mount: p.Mount,
+		add(user{pid: p.PID, what: "its " + p.Kind.String(), node: &p.Node, mount: p.Mount, exe: p.Kind == fusestate.Exe,
 			link: fmt.Sprintf("/proc/%d/task/%d/%s", p.PID, p.TID, p.Kind)})
 	}
 	if outside != nil {
@@ -136,6 +141,9 @@ func (c *census) findUsers() error {
 	}
 	return c.findBacked()
 }
+
+// vmShared is VM_SHARED of include/linux/mm.h.
+const vmShared = 0x8
 
 // openPassthrough is FOPEN_PASSTHROUGH of include/uapi/linux/fuse.h.
 const openPassthrough = 1 << 7

@@ -25,6 +25,7 @@ type looker struct {
 	file       map[string]int        // of a File, by key
 	files      []File
 	systems    map[uint64]*fileSystem // by connection
+	spares     map[int]bool           // descriptors of openSpares
 }
 
 // namespace is a mount namespace of the tree.
@@ -45,7 +46,8 @@ type fileSystem struct {
 }
 
 func newLooker() *looker {
-	return &looker{namespaces: make(map[uint64]*namespace), file: make(map[string]int), systems: make(map[uint64]*fileSystem)}
+	return &looker{namespaces: make(map[uint64]*namespace), file: make(map[string]int), systems: make(map[uint64]*fileSystem),
+		spares: make(map[int]bool)}
 }
 
 // close lets go of everything that is held.
@@ -61,7 +63,10 @@ func (l *looker) close() {
 			unix.Close(s.root)
 		}
 	}
-	l.namespaces, l.systems = nil, nil
+	for fd := range l.spares {
+		unix.Close(fd)
+	}
+	l.namespaces, l.systems, l.spares = nil, nil, nil
 }
 
 // look begins the records of all connections of a census, and records what
@@ -83,7 +88,7 @@ func (l *looker) look(c *census) error {
 			return fmt.Errorf("%s, %s: %w", describe(u.pid), u.what, err)
 		}
 	}
-	return nil
+	return l.openSpares(c)
 }
 
 // namespaceOf returns the mount namespace of a process.
@@ -529,13 +534,17 @@ func (l *looker) complete(c *census) []*Record {
 				continue // something of our own
 			}
 			n.Lookups = u.node.Lookups
-			if u.open == nil || !u.open.HasFH || seen[u.open.Address] || u.pid == os.Getpid() {
+			if u.open == nil || !u.open.HasFH || seen[u.open.Address] {
 				continue
+			}
+			spare := u.pid == os.Getpid()
+			if spare && !l.spares[u.fd] {
+				continue // something of our own
 			}
 			seen[u.open.Address] = true
 			h := Handle{Node: n.ID, FH: u.open.FH, Dir: n.Attr.Mode&unix.S_IFMT == unix.S_IFDIR,
-				Flags: u.open.Flags, OpenFlags: u.open.FOpen, Known: true, Mapped: u.mapped}
-			if !u.mapped { // descriptors come before mappings
+				Flags: u.open.Flags, OpenFlags: u.open.FOpen, Known: true, Mapped: u.mapped || spare}
+			if !h.Mapped { // descriptors come before mappings
 				h.PID, h.FD = u.pid, u.fd
 			}
 			r.Handles = append(r.Handles, h)
