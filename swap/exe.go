@@ -81,6 +81,9 @@ func (a *assembly) executable(p *Process, s *AddressSpace, r *placeRead) *Execut
 	add := func(reason, remedy string) {
 		a.Obstacles = append(a.Obstacles, p.obstacle("exe → "+printable(r.text), reason, remedy))
 	}
+	if e.attr.unlinked {
+		add("it is the process's program, and unlinked", "restart it after")
+	}
 	mapped := false
 	for _, m := range s.Mappings {
 		mapped = mapped || m.Mount == e.Mount && m.Path == e.Path && m.Ino == e.Ino

@@ -303,7 +303,9 @@ func (a *assembly) path(p *Process, resource string, m *Mount, s seen) (string, 
 		if s.attr.Nlink == 0 {
 			attr.unlinked = true
 			path = name
-			add("it is unlinked", "close it")
+			if s.attr.Mode&unix.S_IFMT != unix.S_IFREG {
+				add("it is unlinked", "close it")
+			}
 		} else {
 			attr.ambiguous = true
 		}

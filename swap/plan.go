@@ -92,6 +92,9 @@ func (p *Plan) make(ctx context.Context) error {
 	if err := p.fill(ctx, usage); err != nil || !p.asks() {
 		return err
 	}
+	if err := p.askUnlinked(ctx); err != nil {
+		return err
+	}
 	return p.askLocks(ctx)
 }
 
@@ -128,6 +131,9 @@ func (p *Plan) fill(ctx context.Context, usage *Usage) error {
 	p.Obstacles = append(p.Obstacles, p.opener.obstacles...)
 	p.Obstacles = append(p.Obstacles, furtherObstacles(usage)...)
 	p.Obstacles = append(p.Obstacles, signalObstacles(usage)...)
+	unlinked, unlinkedErr := p.unlinkedObstacles(usage)
+	p.Obstacles = append(p.Obstacles, unlinked...)
+	err = errors.Join(err, unlinkedErr)
 	p.Obstacles = append(p.Obstacles, p.oldObstacles(usage)...)
 	p.Obstacles = append(p.Obstacles, p.lost(usage)...)
 	p.loses()

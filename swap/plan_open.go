@@ -119,7 +119,7 @@ func (o *opener) fill(ctx context.Context, usage *Usage) error {
 	var jobs, open []*opening
 	for _, j := range o.jobs(usage) {
 		if j.attr.unlinked || blocked[j.mount.ID] {
-			continue // an obstacle already
+			continue // made when all is stopped, or an obstacle already
 		}
 		jobs = append(jobs, j)
 		if j.got = o.reuse(j.want); j.got == nil {

@@ -49,6 +49,9 @@ func (j *job) close() {
 
 // prepare takes every process to the point where only the verdict is missing.
 func (r *run) prepare(ctx context.Context) error {
+	if err := r.recreate(ctx); err != nil {
+		return err
+	}
 	if err := r.pourFIFOs(); err != nil {
 		return err
 	}

@@ -163,7 +163,10 @@ func (u *Usage) holds(planned bool) map[int][]Hold {
 					h.Position, action = nil, "opened again, what is in it copied"
 				}
 			}
-			add(t.Tasks, h, d.Replacement != nil, action)
+			if d.attr.unlinked {
+				action = "made anew, as it is unlinked"
+			}
+			add(t.Tasks, h, d.Replacement != nil || d.attr.unlinked, action)
 		}
 	}
 	for _, c := range u.Contexts {
@@ -183,10 +186,13 @@ func (u *Usage) holds(planned bool) map[int][]Hold {
 			if !m.Shared {
 				action += ", changed pages kept"
 			}
+			if m.attr.unlinked {
+				action += ", of a file made anew, as it is unlinked"
+			}
 			add(s.Tasks, Hold{
 				Kind: "mapping", Start: fmt.Sprintf("%x", m.Start), End: fmt.Sprintf("%x", m.End),
 				Path: m.Path, Point: m.Mount.Point, Access: mappingAccess(m),
-			}, m.Replacement != nil, action)
+			}, m.Replacement != nil || m.attr.unlinked, action)
 		}
 	}
 	for pid, list := range holds {

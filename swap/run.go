@@ -210,6 +210,9 @@ func (r *run) openGate(ctx context.Context) (err error) {
 			return err
 		}
 	}
+	if err := r.plan.askUnlinked(ctx); err != nil {
+		return err
+	}
 	if err := r.plan.askLocks(ctx); err != nil {
 		return err
 	}

@@ -54,10 +54,11 @@ func TestSwapRefuses(t *testing.T) {
 			p.Close(fd)
 			return []string{itoa(p.PID), "puppet", "mapped"}
 		}},
-		{"an unlinked file", func(t *testing.T, m *mounts, p *rig.Puppet) []string {
-			fd := p.Open(m.old+"/unlinked", unix.O_RDWR|unix.O_CREAT)
-			p.Must(unix.SYS_UNLINKAT, unix.AT_FDCWD, m.old+"/unlinked", 0)
-			return []string{itoa(p.PID), "puppet", itoa(fd)}
+		{"an unlinked directory", func(t *testing.T, m *mounts, p *rig.Puppet) []string {
+			p.Must(unix.SYS_MKDIRAT, unix.AT_FDCWD, m.old+"/unlinked", 0o700)
+			fd := p.Open(m.old+"/unlinked", unix.O_RDONLY|unix.O_DIRECTORY)
+			p.Must(unix.SYS_UNLINKAT, unix.AT_FDCWD, m.old+"/unlinked", unix.AT_REMOVEDIR)
+			return []string{itoa(p.PID), "puppet", itoa(fd), "unlinked"}
 		}},
 		{"a directory that may have F_NOTIFY", func(t *testing.T, m *mounts, p *rig.Puppet) []string {
 			fd := p.Open(m.old, unix.O_RDONLY|unix.O_DIRECTORY)
