@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 	"unsafe"
@@ -329,6 +330,63 @@ func shrink(t *testing.T, dir string) {
 	if err := unix.FsconfigReconfigure(fs); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// Threads open files at once, all of one file and with the same flags: each
+// gets the handle that it came for.
+func TestMarksOfManyThreads(t *testing.T) {
+	const threads, each = 4, 100
+	rec := tree()
+	rec.Handles = nil
+	for i := range threads * each {
+		rec.Handles = append(rec.Handles, Handle{Node: nodeFile, FH: 0x1000 + uint64(i), Flags: unix.O_RDWR, Marked: true})
+	}
+	d := daemonOf(t, rec)
+	a, dir := adopted(t, rec)
+	fds := make([]int, len(rec.Handles))
+	var all sync.WaitGroup
+	start := time.Now()
+	for n := range threads {
+		all.Add(1)
+		go func() {
+			defer all.Done()
+			runtime.LockOSThread()
+			for i := range each {
+				i := i*threads + n
+				var err error
+				if fds[i], err = unix.Open(MarkedPath(dir+"/dir/file", dir, i), unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
+					t.Errorf("handle %d: %v", i, err)
+				}
+			}
+		}()
+	}
+	all.Wait()
+	opened := time.Now()
+	if err := a.HandOver(limit(t)); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d files opened in %v, handed over in %v", len(fds), opened.Sub(start), time.Since(opened))
+	f, err := a.conn.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	d.serve(f)
+	for i, fd := range fds {
+		if _, err := unix.Pwrite(fd, []byte{byte(i)}, 0); err != nil {
+			t.Fatal(err)
+		}
+		if got := d.lastWrite(); got != rec.Handles[i].FH {
+			t.Errorf("handle %d is %#x, not %#x", i, got, rec.Handles[i].FH)
+		}
+		unix.Close(fd)
+	}
+	a.Close(limit(t))
+	shrink(t, dir)
+	d.nothingLeft()
+	d.check()
+	unix.Unmount(dir, unix.MNT_DETACH)
+	d.pause()
 }
 
 func TestHandOverOfManyLookups(t *testing.T) {

@@ -29,6 +29,7 @@ type daemon struct {
 	handles map[daemonHandle]int // how many opens of it there are
 	next    uint64
 	asked   []string // "OPCODE node"
+	written uint64   // the handle that was written by last
 	wrong   []string
 }
 
@@ -215,6 +216,7 @@ func (d *daemon) reply(req fusedev.Request) ([]byte, unix.Errno) {
 		}
 		offset, size := req.Range()
 		copy(k.content[offset:], req.Arg()[40:40+size])
+		d.written = req.U64(0)
 		return raw(&fuse.WriteOut{Size: uint32(size)}), 0
 	case fusedev.OpSetattr:
 		return raw(&fuse.AttrOut{Attr: k.attr}), 0
@@ -255,6 +257,13 @@ func (d *daemon) nothingLeft() {
 			return
 		}
 	}
+}
+
+// lastWrite is the handle that was written by last.
+func (d *daemon) lastWrite() uint64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.written
 }
 
 // has tells whether a handle is open.
