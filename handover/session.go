@@ -1,6 +1,7 @@
 package handover
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -16,6 +17,10 @@ type StopOptions struct {
 	Root         int           // pid of the tree's root; its descendants belong to it
 	Timeout      time.Duration // for everyone to stop, requests in flight included
 	LeaveRunning bool          // the tree will go on: nothing is asked to be forgotten for good
+
+	// Program is what "PROGRAM keep" makes a process of that calls [Keep];
+	// empty: this program.
+	Program string
 }
 
 // CRIU is what CRIU must be told to dump a stopped tree.
@@ -48,53 +53,73 @@ type File struct {
 // frozen, the daemons' /dev/fuse descriptors are replaced by placeholders, and
 // stand-ins answer what is asked of the mounts. It ends with [Session.Resume]
 // or [Session.Killed]. Its methods are for one goroutine at a time.
+//
+// A keeper, a process of its own, holds the tree and puts it back if this
+// process dies. If the keeper dies, this process puts it back.
 type Session struct {
-	s       *stopper
-	criu    CRIU
-	files   []File
-	records []*Record
+	keeper *keeper // nil once the session has ended
+	stopped
+}
+
+// stopped is what a keeper tells of a tree that it has stopped.
+type stopped struct {
+	Tell    CRIU
+	Used    []File
+	Records []*Record
+}
+
+// Stop stops a tree that has its own FUSE daemons. If it fails the tree runs
+// on as before. The error is [ErrNoDaemon] if there is none.
+func Stop(ctx context.Context, o StopOptions) (*Session, error) {
+	if o.Timeout <= 0 {
+		o.Timeout = defaultTimeout
+	}
+	k, err := startKeeper(o.Program)
+	if err != nil {
+		return nil, err
+	}
+	s := &Session{keeper: k}
+	if s.stopped, err = k.stop(ctx, o); err != nil {
+		return nil, errors.Join(err, k.close())
+	}
+	return s, nil
 }
 
 // CRIU returns what CRIU must be told.
-func (s *Session) CRIU() CRIU { return s.criu }
+func (s *Session) CRIU() CRIU { return s.stopped.Tell }
 
-// Records returns what is remembered of each connection. It is complete when
-// [Session.Check] has returned.
-func (s *Session) Records() []*Record { return s.records }
+// Records returns what is remembered of each connection.
+func (s *Session) Records() []*Record { return s.stopped.Records }
 
 // Files returns every file of the mounts that the images may name.
-func (s *Session) Files() []File { return s.files }
+func (s *Session) Files() []File { return s.stopped.Used }
 
 // Check says, after CRIU has looked at everything, whether the images and the
 // records are good: that nobody wrote to the mounts meanwhile.
 func (s *Session) Check() error {
-	var errs []error
-	for _, a := range s.s.standIns {
-		errs = append(errs, a.failure())
+	if s.keeper == nil {
+		return errors.New("the tree is not stopped any more")
 	}
-	return errors.Join(errs...)
+	_, err := s.keeper.ask(toCheck)
+	return err
 }
 
 // Resume puts everything back and lets the tree run on: daemons first. The
 // tree is not frozen any more when it returns, whatever the error.
-func (s *Session) Resume() error {
-	if s.s == nil {
-		return nil
-	}
-	err := s.s.undo()
-	s.s = nil
-	if err != nil {
-		return fmt.Errorf("putting the tree back: %w", err)
-	}
-	return nil
-}
+func (s *Session) Resume() error { return s.end(toResume, "putting the tree back") }
 
 // Killed ends a session whose tree was killed.
-func (s *Session) Killed() error {
-	if s.s == nil {
+func (s *Session) Killed() error { return s.end(toLose, "after the end of the tree") }
+
+func (s *Session) end(what, doing string) error {
+	if s.keeper == nil {
 		return nil
 	}
-	err := s.s.lost()
-	s.s = nil
-	return err
+	_, err := s.keeper.ask(what)
+	err = errors.Join(err, s.keeper.close())
+	s.keeper = nil
+	if err != nil {
+		return fmt.Errorf("%s: %w", doing, err)
+	}
+	return nil
 }

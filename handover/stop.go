@@ -18,6 +18,7 @@ const defaultTimeout = 10 * time.Second
 // stopper stops one tree.
 type stopper struct {
 	o       StopOptions
+	hold    func(*journal) error
 	tracer  *ptrace.Tracer
 	control *control
 	looker  *looker
@@ -29,15 +30,12 @@ type stopper struct {
 	records                []*Record
 }
 
-// Stop stops a tree that has its own FUSE daemons. If it fails the tree runs
-// on as before. The error is [ErrNoDaemon] if there is none.
-func Stop(ctx context.Context, o StopOptions) (_ *Session, err error) {
-	if o.Timeout <= 0 {
-		o.Timeout = defaultTimeout
-	}
+// stopTree stops a tree. Before anything is put into a process, hold is called
+// with what is needed to undo it. If it fails the tree runs on as before.
+func stopTree(ctx context.Context, o StopOptions, hold func(*journal) error) (_ *stopper, err error) {
 	ctx, cancel := context.WithTimeout(ctx, o.Timeout)
 	defer cancel()
-	s := &stopper{o: o, tracer: ptrace.New()}
+	s := &stopper{o: o, hold: hold, tracer: ptrace.New()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.undo())
@@ -49,7 +47,7 @@ func Stop(ctx context.Context, o StopOptions) (_ *Session, err error) {
 	for {
 		err = s.attempt(ctx)
 		if err == nil {
-			return s.session(), nil
+			return s, nil
 		}
 		if !errors.Is(err, errUnseen) && !errors.Is(err, errBusy) && !errors.Is(err, ptrace.ErrGone) || ctx.Err() != nil {
 			return nil, err
@@ -258,6 +256,12 @@ func (s *stopper) exchange(ctx context.Context) (err error) {
 			return err
 		}
 	}
+	if err := s.findIce(); err != nil {
+		return err
+	}
+	if err := s.hold(s.journal()); err != nil {
+		return err
+	}
 	for _, p := range s.daemons {
 		if err := devfuse.Exchange(ctx, p, s.census.devices, false); err != nil {
 			return err
@@ -291,8 +295,8 @@ func (s *stopper) standFor(r *Record) error {
 	return fmt.Errorf("connection %d: its device is gone", r.ID)
 }
 
-// freeze leaves the tree to CRIU: frozen, and traced by nobody.
-func (s *stopper) freeze(ctx context.Context) (err error) {
+// findIce says where the tree will be frozen.
+func (s *stopper) findIce() (err error) {
 	var pids []int
 	for _, p := range s.all() {
 		pids = append(pids, p.PID)
@@ -303,9 +307,12 @@ func (s *stopper) freeze(ctx context.Context) (err error) {
 		return fmt.Errorf("%s: %w", describe(s.o.Root), ptrace.ErrGone)
 	}
 	pids[0], pids[root] = pids[root], pids[0] // first
-	if s.ice, err = findIce(pids); err != nil {
-		return err
-	}
+	s.ice, err = findIce(pids)
+	return err
+}
+
+// freeze leaves the tree to CRIU: frozen, and traced by nobody.
+func (s *stopper) freeze(ctx context.Context) error {
 	if err := s.ice.close(); err != nil {
 		return err
 	}
@@ -331,10 +338,13 @@ func (s *stopper) release() error {
 
 // letGo puts everything back that an attempt has done, and lets the tree run
 // on.
-func (s *stopper) letGo() error {
+func (s *stopper) letGo() error { return s.letGoWithin(undoTime) }
+
+// letGoWithin is letGo, where whoever else traces the tree is waited for.
+func (s *stopper) letGoWithin(patience time.Duration) error {
 	var errs []error
 	if s.ice != nil && s.all() == nil {
-		errs = append(errs, s.regain())
+		errs = append(errs, s.regain(patience))
 	}
 	if s.census != nil {
 		for _, p := range s.daemons {
@@ -376,8 +386,10 @@ func (s *stopper) letGo() error {
 const undoTime = 5 * time.Second
 
 // undo is letGo for good.
-func (s *stopper) undo() error {
-	err := s.letGo()
+func (s *stopper) undo() error { return s.undoWithin(undoTime) }
+
+func (s *stopper) undoWithin(patience time.Duration) error {
+	err := s.letGoWithin(patience)
 	s.tracer.Close()
 	if s.control != nil {
 		s.control.close()
@@ -405,8 +417,8 @@ func (s *stopper) lost() error {
 
 // regain stops the frozen tree again, thawed, so that something can be done in
 // it. Who has ended meanwhile is left out.
-func (s *stopper) regain() error {
-	ctx, cancel := context.WithTimeout(context.Background(), undoTime)
+func (s *stopper) regain(patience time.Duration) error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	isDaemon := s.census.daemon
 	for {
@@ -455,19 +467,24 @@ func (s *stopper) explain(err error) error {
 	return fmt.Errorf("%s does not stop: thread %d is in %s: %w", describe(late.PID), late.TID, what, err)
 }
 
-// session is what a stopped tree is handed over as.
-func (s *stopper) session() *Session {
-	all := &Session{s: s, records: s.records, files: s.looker.files}
-	all.criu.FreezeCgroup, all.criu.Temporary = s.ice.cgroup.Path(), s.ice.temporary
-	seen := make(map[string]bool)
-	for _, f := range all.files {
-		if !seen[f.Key] {
-			seen[f.Key] = true
-			all.criu.External = append(all.criu.External, f.Key)
-		}
+// tell is what is told of a stopped tree.
+func (s *stopper) tell() stopped {
+	t := stopped{Used: s.looker.files, Records: s.records}
+	t.Tell.FreezeCgroup, t.Tell.Temporary = s.ice.cgroup.Path(), s.ice.temporary
+	for _, f := range t.Used {
+		t.Tell.External = append(t.Tell.External, f.Key)
 	}
 	for _, d := range s.census.devices {
-		all.criu.External = append(all.criu.External, d.Key())
+		t.Tell.External = append(t.Tell.External, d.Key())
 	}
-	return all
+	return t
+}
+
+// check says whether a stand-in was asked for what nobody may answer.
+func (s *stopper) check() error {
+	var errs []error
+	for _, a := range s.standIns {
+		errs = append(errs, a.failure())
+	}
+	return errors.Join(errs...)
 }

@@ -1,14 +1,21 @@
 package test
 
 import (
+	"bufio"
 	"context"
 	"fmt"
+	"io"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"spfs/test/rig"
 )
@@ -21,7 +28,7 @@ func TestStoppedAndPutBack(t *testing.T) {
 			p := rig.StartPod(t, k, podClient)
 			daemon := p.Daemon()
 			before := descriptorsOf(t, daemon)
-			out := stopper(t, p, 20, 20*time.Second)
+			out := stopper(t, p, 20, time.Minute)
 			p.Counter.CountsOn(100)
 			if after := descriptorsOf(t, daemon); !slices.Equal(before, after) {
 				t.Errorf("the daemon's /dev/fuse were %v, and are %v", before, after)
@@ -65,4 +72,64 @@ func descriptorsOf(t *testing.T, pid int) (kinds []string) {
 	}
 	slices.Sort(kinds)
 	return slices.Compact(kinds)
+}
+
+// Killed at any moment, whoever stops a tree leaves one that runs on: the
+// keeper puts it back, and who has started a keeper if that is killed.
+func TestKilledWhileStopping(t *testing.T) {
+	for _, who := range []string{"stopper", "keeper"} {
+		t.Run(who, func(t *testing.T) {
+			p := rig.StartPod(t, rig.PodBindfs(t, "bindfs", "--multithreaded"), podClient)
+			daemon := p.Daemon()
+			before := descriptorsOf(t, daemon)
+			for round := range 6 {
+				cmd := exec.Command(rig.Build(t).Stopper, fmt.Sprint(p.PID), "1000", "1m")
+				said := new(strings.Builder)
+				cmd.Stderr = said
+				cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+				out, err := cmd.StdoutPipe()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := cmd.Start(); err != nil {
+					t.Fatal(err)
+				}
+				// It begins to be fast with its second round.
+				if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
+					t.Fatalf("%v: %s", err, said)
+				}
+				time.Sleep(time.Duration(rand.Int64N(int64(150 * time.Millisecond))))
+				keepers := rig.Tree(cmd.Process.Pid)[1:]
+				kill := keepers
+				if who == "stopper" {
+					kill = []int{cmd.Process.Pid}
+				}
+				for _, pid := range kill {
+					unix.Kill(pid, unix.SIGKILL)
+				}
+				if who == "keeper" && len(kill) > 0 {
+					if _, err := io.ReadAll(out); err != nil {
+						t.Fatal(err)
+					}
+				} else {
+					unix.Kill(cmd.Process.Pid, unix.SIGKILL)
+				}
+				cmd.Wait()
+				for _, pid := range keepers {
+					rig.Await(t, 20*time.Second, func() bool { return unix.Kill(pid, 0) == unix.ESRCH }, "the keeper does not end")
+				}
+				p.Counter.CountsOn(3)
+				if after := descriptorsOf(t, daemon); !slices.Equal(before, after) {
+					t.Fatalf("round %d: the daemon's /dev/fuse were %v, and are %v\n%s", round, before, after, said)
+				}
+				for _, pid := range rig.Tree(p.PID) {
+					if cgroup, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid)); err != nil || strings.Contains(string(cgroup), "spfs-dump") {
+						t.Fatalf("round %d: process %d is left in %s (%v)\n%s", round, pid, cgroup, err, said)
+					}
+				}
+			}
+			p.Counter.Check()
+			p.Counter.End(p.Data)
+		})
+	}
 }

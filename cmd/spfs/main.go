@@ -18,6 +18,7 @@ var commands = []*cli.Command{
 	dumpCommand,
 	restoreCommand,
 	hookCommand,
+	keepCommand,
 }
 
 func main() {

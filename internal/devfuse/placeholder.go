@@ -13,6 +13,13 @@ func (d *Description) Key() string { return d.key }
 // File is the copy that Take made. It is the description's.
 func (d *Description) File() *os.File { return d.file }
 
+// Placeholder is what MakePlaceholders made. It is the description's.
+func (d *Description) Placeholder() *os.File { return d.placeholder }
+
+// Adopt gives a description the copy and the placeholder that another process
+// has taken and made. It owns them from now on.
+func (d *Description) Adopt(file, placeholder *os.File) { d.file, d.placeholder = file, placeholder }
+
 // Take copies the descriptions out of their processes.
 func Take(all []*Description) error {
 	for _, d := range all {

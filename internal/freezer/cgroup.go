@@ -19,7 +19,6 @@ type Cgroup struct {
 	path string
 	v2   bool
 	top  bool // the hierarchy's root, which can't be frozen
-	own  bool // made by us
 }
 
 // Path is its directory.
@@ -28,7 +27,8 @@ func (c *Cgroup) Path() string { return c.path }
 // Top says whether it is its hierarchy's root, which can't be frozen.
 func (c *Cgroup) Top() bool { return c.top }
 
-// Members returns the processes in it and in the cgroups below it.
+// Members returns the processes in it and in the cgroups below it. One that is
+// gone has none.
 func (c *Cgroup) Members() ([]int, error) {
 	var pids []int
 	err := filepath.WalkDir(c.path, func(path string, d fs.DirEntry, err error) error {
@@ -58,6 +58,9 @@ func (c *Cgroup) Members() ([]int, error) {
 		}
 		return nil
 	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("the members of cgroup %s: %w", c.path, err)
 	}
@@ -80,9 +83,10 @@ func (c *Cgroup) Freeze() error {
 	return nil
 }
 
-// Thaw lets the cgroup's processes go on. One that is not frozen is no error.
+// Thaw lets the cgroup's processes go on. One that is not frozen, or that is
+// gone, is no error.
 func (c *Cgroup) Thaw() error {
-	if err := c.set(false); err != nil {
+	if err := c.set(false); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("thawing cgroup %s: %w", c.path, err)
 	}
 	return nil

@@ -97,7 +97,7 @@ func (h *Hierarchy) Create(name string) (*Cgroup, error) {
 	if err := os.Mkdir(path, 0o755); err != nil {
 		return nil, fmt.Errorf("making a cgroup: %w", err)
 	}
-	return &Cgroup{path: path, v2: h.v2, own: true}, nil
+	return &Cgroup{path: path, v2: h.v2}, nil
 }
 
 // Open returns the cgroup at a path that [Cgroup.Path] gave before.

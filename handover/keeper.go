@@ -1,0 +1,144 @@
+package handover
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+
+	"golang.org/x/sys/unix"
+)
+
+// keeper is the process that holds a tree, as the one sees it that started it.
+type keeper struct {
+	cmd     *exec.Cmd
+	line    *line
+	files   *os.File
+	journal *journal // what to undo if the keeper dies; nil before and after
+}
+
+// errKeeper: the keeper died. What it held was put back.
+var errKeeper = errors.New("the process that kept the tree has died")
+
+func startKeeper(program string) (*keeper, error) {
+	if program == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return nil, err
+		}
+		program = self
+	}
+	line, theirLine, err := pair(unix.SOCK_STREAM)
+	if err != nil {
+		return nil, err
+	}
+	defer theirLine.Close()
+	files, theirFiles, err := pair(unix.SOCK_SEQPACKET)
+	if err != nil {
+		line.Close()
+		return nil, err
+	}
+	defer theirFiles.Close()
+	cmd := exec.Command(program, "keep")
+	cmd.Stderr = os.Stderr
+	cmd.ExtraFiles = []*os.File{theirLine, theirFiles} // keeperLine and keeperFiles
+	// Whatever becomes of this process's session and group is not to reach it.
+	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		line.Close()
+		files.Close()
+		return nil, fmt.Errorf("starting a process to keep the tree: %w", err)
+	}
+	return &keeper{cmd: cmd, line: newLine(line), files: files}, nil
+}
+
+func pair(kind int) (ours, theirs *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("socketpair: %w", err)
+	}
+	return os.NewFile(uintptr(fds[0]), "keeper"), os.NewFile(uintptr(fds[1]), "keeper"), nil
+}
+
+// stop has the tree stopped. When it returns an error, the tree runs on.
+func (k *keeper) stop(ctx context.Context, o StopOptions) (stopped, error) {
+	// Told that nobody waits any more, the keeper puts everything back.
+	defer context.AfterFunc(ctx, func() { k.line.hangUp() })()
+	if err := k.line.send(order{Stop: &o}); err != nil && !ended(err) {
+		return stopped{}, err
+	}
+	for {
+		r, err := k.line.report()
+		switch {
+		case err != nil:
+			return stopped{}, errors.Join(ctx.Err(), k.died(err))
+		case r.Error != nil:
+			return stopped{}, errors.Join(ctx.Err(), r.Error.err())
+		case r.Stopped != nil:
+			return *r.Stopped, nil
+		case r.Journal != nil:
+			if k.journal != nil { // of an attempt that was undone
+				k.journal.close()
+			}
+			k.journal = r.Journal
+			if k.journal.files, err = receiveFiles(k.files, 2*len(k.journal.Devices)); err != nil {
+				return stopped{}, errors.Join(err, k.died(err))
+			}
+			if err := k.line.send(order{Do: toHold}); err != nil && !ended(err) {
+				return stopped{}, err
+			}
+		}
+	}
+}
+
+// ask tells the keeper to do something and returns its answer.
+func (k *keeper) ask(what string) (report, error) {
+	err := k.line.send(order{Do: what})
+	if err != nil && !ended(err) {
+		return report{}, err
+	}
+	r, err := k.line.report()
+	if err != nil {
+		// Unless the tree is to be put back or gone, it stays as it is: CRIU
+		// may be at work on it.
+		if what == toCheck {
+			return r, fmt.Errorf("%w: %w", errKeeper, err)
+		}
+		return r, k.died(err)
+	}
+	if r.Error != nil {
+		return r, r.Error.err()
+	}
+	return r, nil
+}
+
+// died puts the tree back in the keeper's place.
+func (k *keeper) died(cause error) error {
+	// It is dead, and traces nobody, when it has been waited for.
+	_ = k.cmd.Wait()
+	err := fmt.Errorf("%w: %w", errKeeper, cause)
+	if k.journal == nil {
+		return err
+	}
+	j := k.journal
+	k.journal = nil
+	return errors.Join(err, j.putBack())
+}
+
+// close waits for the keeper to end.
+func (k *keeper) close() error {
+	k.line.close()
+	k.files.Close()
+	if k.journal != nil {
+		k.journal.close()
+		k.journal = nil
+	}
+	if k.cmd.ProcessState != nil {
+		return nil // it was waited for
+	}
+	if err := k.cmd.Wait(); err != nil {
+		return fmt.Errorf("%w: %w", errKeeper, err)
+	}
+	return nil
+}
