@@ -238,6 +238,7 @@ func (s *scanner) readAll(ctx context.Context, k *knowledge, self bool) ([]*read
 		case v.stuck:
 			if r.uses() {
 				r.obstacle("memory", "it can't be read: a task of the process holds its lock, likely while it waits for a file system", stuckRemedy)
+				r.obstacles[len(r.obstacles)-1].hung = true
 			} else {
 				s.hidden = append(s.hidden, v.pid)
 			}

@@ -161,7 +161,7 @@ func (p *Plan) Err() error {
 func (p *Plan) doubts() error {
 	var certain []Obstacle
 	for _, o := range p.Obstacles {
-		if !o.unasked {
+		if !o.unasked && !(o.hung && p.abort) {
 			certain = append(certain, o)
 		}
 	}

@@ -84,6 +84,7 @@ type run struct {
 	shutGate func() error // nil if no gate was opened
 	stopped  *stopped
 	journal  *journal
+	aborted  bool // the old connection is no more
 	verdict  *verdict
 	teams    []team     // one per tracer
 	old      *os.File   // O_PATH: while it is open, no other file system gets its number
@@ -116,6 +117,9 @@ func (r *run) close() {
 
 func (r *run) do(ctx context.Context) error {
 	if err := r.upToCommit(ctx); err != nil {
+		if r.aborted {
+			err = fmt.Errorf("%w; the old mount is dead now, whose requests were ended: run this again", err)
+		}
 		return errors.Join(err, r.endJournal(r.goBack()))
 	}
 	return r.endJournal(r.goForward())
@@ -198,6 +202,9 @@ func (r *run) upToCommit(ctx context.Context) (err error) {
 // openGate makes a stub answer, and then asks the old file system what only it
 // can tell.
 func (r *run) openGate(ctx context.Context) (err error) {
+	if r.plan.abort {
+		return r.plan.doubts()
+	}
 	if r.options.OpenGate == nil {
 		return r.plan.Err()
 	}

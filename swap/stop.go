@@ -91,6 +91,10 @@ func (s *stopped) releaseAll() error {
 // seize stops those of users that aren't yet. It reports whether there were
 // any, or any of them exited: then the plan must look again.
 func (s *stopped) seize(ctx context.Context, users []*Process) (bool, error) {
+	return s.stopBy(ctx, users, (*ptrace.Tracer).SeizeAll)
+}
+
+func (s *stopped) stopBy(ctx context.Context, users []*Process, seize func(*ptrace.Tracer, context.Context, []int) ([]*ptrace.Process, error)) (bool, error) {
 	shares := make([][]int, len(s.tracers))
 	n := 0
 	for _, p := range users {
@@ -112,7 +116,7 @@ func (s *stopped) seize(ctx context.Context, users []*Process) (bool, error) {
 		}
 		g.Go(func() error {
 			began := time.Now()
-			all, err := s.tracers[i].SeizeAll(ctx, pids)
+			all, err := seize(s.tracers[i], ctx, pids)
 			if errors.Is(err, ptrace.ErrGone) {
 				return nil
 			}
@@ -142,6 +146,11 @@ func (r *run) stop(ctx context.Context) error {
 	}
 	r.stopped = newStopped()
 	r.stopped.trace = r.options.Trace
+	if r.plan.abort {
+		if err := r.stopHung(ctx); err != nil {
+			return err
+		}
+	}
 	f := &flusher{plan: r.plan, done: map[FDRef]uint64{}}
 	for {
 		if err := ctx.Err(); err != nil {
@@ -166,14 +175,18 @@ func (r *run) stop(ctx context.Context) error {
 		r.plan.Stopped = r.stopped.pids()
 		r.phase("looking again")
 		if err := r.plan.Refresh(ctx); err != nil {
-			// It is no refusal any more: they have been stopped.
-			var late *RefusedError
-			if errors.As(err, &late) {
-				return late
-			}
-			return err
+			return tooLate(err)
 		}
 	}
+}
+
+// tooLate makes a refusal an error like others: processes have been stopped.
+func tooLate(err error) error {
+	var late *RefusedError
+	if errors.As(err, &late) {
+		return late
+	}
+	return err
 }
 
 // flushAll flushes everything of a plan.

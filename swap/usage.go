@@ -167,6 +167,7 @@ type Obstacle struct {
 	Remedy   string `json:"remedy"`         // what the user can do
 	Loss     bool   `json:"loss,omitempty"` // it is what would be lost with --from's daemon
 
+	hung    bool // it goes away with the requests that hang
 	unasked bool // the old file system, if it may be asked, may say that it is none
 }
 

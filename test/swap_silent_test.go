@@ -2,9 +2,12 @@ package test
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -15,6 +18,7 @@ import (
 type client struct {
 	*rig.Puppet
 	use   func()              // once more, checked
+	ready func()              // for begin to wait
 	begin func() *rig.Pending // the same as a call that may wait; its result is checked by end
 	end   func(ret int64, err error)
 }
@@ -27,8 +31,11 @@ func clients(t *testing.T, m *mounts, n int) (all []*client) {
 	}
 	for i := range n {
 		name := fmt.Sprintf("f%d", i)
-		m.put(t, name, pages(4))
-		c := &client{Puppet: rig.StartPuppet(t)}
+		m.put(t, name, pages(64))
+		c := &client{Puppet: rig.StartPuppet(t), ready: func() {}}
+		forget := func(fd int) func() {
+			return func() { c.Must(unix.SYS_FADVISE64, fd, 0, 0, unix.FADV_DONTNEED) }
+		}
 		fails := func(what string, got, want any) {
 			t.Helper()
 			t.Errorf("process %d of kind %d: %s: %v, want %v", c.PID, i%5, what, got, want)
@@ -50,17 +57,30 @@ func clients(t *testing.T, m *mounts, n int) (all []*client) {
 				}
 				c.Seek(fd, 2*page, unix.SEEK_SET)
 			}
-			c.begin = func() *rig.Pending { return c.Start(unix.SYS_READ, fd, make([]byte, 7), 7) }
-			c.end = result("read", 7)
+			c.ready = forget(fd)
+			c.begin = func() *rig.Pending {
+				c.Seek(fd, 47*page, unix.SEEK_SET)
+				return c.Start(unix.SYS_READ, fd, make([]byte, 7), 7)
+			}
+			c.end = func(ret int64, err error) {
+				result("read", 7)(ret, err)
+				if at := c.Offset(fd); at != 47*page+7 {
+					fails("position", at, 47*page+7)
+				}
+				c.Seek(fd, 2*page, unix.SEEK_SET)
+			}
 		case 1:
 			fd := c.Open(m.old+"/"+name, unix.O_WRONLY|unix.O_APPEND)
 			c.use = func() { c.Write(fd, "more") }
 			c.begin = func() *rig.Pending { return c.Start(unix.SYS_WRITE, fd, []byte("12345"), 5) }
 			c.end = result("write", 5)
 		case 2:
-			c.Chdir(m.old + "/dir")
-			c.use = func() { result("stat", 0)(c.Call(unix.SYS_STAT, "07", make([]byte, 144))) }
-			c.begin = func() *rig.Pending { return c.Start(unix.SYS_STAT, "08", make([]byte, 144)) }
+			in := fmt.Sprintf("in%d", i)
+			m.put(t, in+"/first", "x")
+			c.Chdir(m.old + "/" + in)
+			c.use = func() { result("stat", 0)(c.Call(unix.SYS_STAT, "first", make([]byte, 144))) }
+			c.ready = func() { m.put(t, in+"/second", "x") }
+			c.begin = func() *rig.Pending { return c.Start(unix.SYS_STAT, "second", make([]byte, 144)) }
 			c.end = result("stat", 0)
 		case 3:
 			fd := c.Open(m.old+"/dir", unix.O_RDONLY)
@@ -79,7 +99,7 @@ func clients(t *testing.T, m *mounts, n int) (all []*client) {
 			}
 		case 4:
 			fd := c.Open(m.old+"/"+name, unix.O_RDONLY)
-			at := c.Mmap(fd, 4*page, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE)
+			at := c.Mmap(fd, 64*page, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE)
 			c.Store(at, []byte("own"))
 			c.use = func() {
 				if got := string(c.Load(at, 4)); got != "owna" {
@@ -89,7 +109,8 @@ func clients(t *testing.T, m *mounts, n int) (all []*client) {
 					fails("page", got, "ccc")
 				}
 			}
-			c.begin = func() *rig.Pending { return c.StartLoad(at+uint64(3*page), 3) }
+			c.ready = forget(fd)
+			c.begin = func() *rig.Pending { return c.StartLoad(at+uint64(47*page), 3) }
 			c.end = func(_ int64, err error) {
 				if err != nil {
 					fails("page fault", err, nil)
@@ -225,5 +246,90 @@ func TestSwapToWhatACommandMounts(t *testing.T) {
 		if strings.HasPrefix(left, "/run/spfs/mount-") {
 			t.Errorf("left mounted: %s", left)
 		}
+	}
+}
+
+// waits says whether a process waits for a FUSE daemon.
+func waits(pid int) bool {
+	stack := rig.KernelStack(pid)
+	return strings.Contains(stack, "fuse_") || strings.Contains(stack, "request_wait_answer") || strings.Contains(stack, "folio_wait")
+}
+
+// Whoever hangs in a daemon that is silent comes out of it with what the new
+// one says.
+func TestSwapFromAHungDaemon(t *testing.T) {
+	t.Parallel()
+	for name, silence := range map[string]func(t *testing.T, m *mounts){
+		"stopped": func(t *testing.T, m *mounts) {
+			if err := unix.Kill(m.oldProc.PID, unix.SIGSTOP); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { unix.Kill(m.oldProc.PID, unix.SIGCONT) })
+		},
+		// Killed, but its connection lives on in somebody's descriptor.
+		"killed": func(t *testing.T, m *mounts) {
+			keepConnection(t, m.oldProc.PID)
+			m.oldProc.Kill()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := bindfsTwice(t)
+			all := clients(t, m, 20)
+			for _, c := range all {
+				c.ready()
+			}
+			silence(t, m)
+			var calls []*rig.Pending
+			for i, c := range all {
+				if i%3 == 2 {
+					calls = append(calls, nil) // it does not use the mount just now
+					continue
+				}
+				calls = append(calls, c.begin())
+				rig.Await(t, 10*time.Second, func() bool { return waits(c.PID) }, "process %d of kind %d waits", c.PID, i%5)
+			}
+			m.swapWith(t, "--abort").OK(t)
+			for i, c := range all {
+				if calls[i] != nil {
+					c.end(calls[i].Wait())
+				}
+				c.use()
+			}
+		})
+	}
+}
+
+// keepConnection holds a copy of a daemon's /dev/fuse until t ends.
+func keepConnection(t *testing.T, pid int) {
+	t.Helper()
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pidfd)
+	infos, err := filepath.Glob(fmt.Sprintf("/proc/%d/fdinfo/*", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept := 0
+	for _, info := range infos {
+		text, err := os.ReadFile(info)
+		if err != nil || !strings.Contains(string(text), "fuse_connection:") {
+			continue
+		}
+		number, err := strconv.Atoi(filepath.Base(info))
+		if err != nil {
+			t.Fatal(err)
+		}
+		fd, err := unix.PidfdGetfd(pidfd, number, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Close(fd) })
+		kept++
+	}
+	if kept == 0 {
+		t.Fatalf("process %d serves no connection", pid)
 	}
 }

@@ -13,7 +13,7 @@ import (
 
 var planCommand = &cli.Command{
 	Name:      "plan",
-	UsageText: "spfs-swap plan --from MOUNTPOINT --to MOUNTPOINT [--pid N|--tree N|--cgroup PATH] [--ask-old|--accept-loss] [--json]",
+	UsageText: "spfs-swap plan --from MOUNTPOINT --to MOUNTPOINT [--pid N|--tree N|--cgroup PATH] [--ask-old|--abort] [--accept-loss] [--json]",
 	Usage:     "say what a swap would do, and what is in the way",
 	Description: `Opens everything that a swap would need, and prints per process what it holds,
 what would be done, and what is in the way (!) with what to do about it. It
@@ -51,6 +51,7 @@ var planFlags = []cli.Flag{
 	&cli.IntSliceFlag{Name: "tree", Usage: "only the process `N` and its descendants (may be repeated)"},
 	&cli.StringSliceFlag{Name: "cgroup", Usage: "only processes in the cgroup `PATH` and below (may be repeated)"},
 	&cli.BoolFlag{Name: "ask-old", Usage: "the daemon of --from answers: it may be asked"},
+	&cli.BoolFlag{Name: "abort", Usage: "the daemon of --from hangs, or may: end its requests, and don't ask it anything"},
 	&cli.BoolFlag{Name: "accept-loss", Usage: "if the daemon of --from is dead or hangs, let go what only it could tell"},
 }
 
@@ -87,6 +88,15 @@ func newPlan(c *cli.Context) (*swap.Plan, error) {
 	var options []swap.Option
 	if c.Bool("ask-old") {
 		options = append(options, swap.AskOld())
+	}
+	if c.Bool("abort") {
+		if c.Bool("ask-old") {
+			return nil, exit.Usage("%s: --ask-old and --abort exclude each other", c.Command.Name)
+		}
+		if !scope.Everyone() {
+			return nil, exit.Usage("%s: --abort ends the mount for everybody: --pid, --tree and --cgroup can't be said with it", c.Command.Name)
+		}
+		options = append(options, swap.Abort())
 	}
 	if c.Bool("accept-loss") {
 		options = append(options, swap.AcceptLoss())

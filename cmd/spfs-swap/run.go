@@ -41,7 +41,11 @@ points stay as they are.
 What can't be swapped is found before anyone is stopped: nothing is changed
 then, and the exit status is 3. See "spfs-swap plan".
 
---from's daemon may be dead. Nothing is asked of it then. Pages that were
+If the daemon of --from hangs, is stopped, or may be, say --abort: its connection
+is ended for good. Whoever waits in it is stopped first, and makes the call that
+it was in again, of --to.
+
+--from's daemon may be dead, too. Nothing is asked of it then. Pages that were
 written to a file of it and never sent are lost with it: whoever wrote them is
 named, and --accept-loss must be said.`,
 	Flags: slices.Concat(planFlags, []cli.Flag{

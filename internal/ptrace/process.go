@@ -39,6 +39,7 @@ type Thread struct {
 	stopped bool
 	settled bool // while it is seized: it has come to rest, and regs are read
 	gone    bool
+	hung    bool   // it hung in the kernel when it was caught
 	filters answer // whether it has seccomp filters
 	seen    *stop  // reported, and not looked at yet
 }
@@ -108,7 +109,7 @@ func (p *Process) transfer(verb string, io func(int, []byte, int64) (int, error)
 // meanwhile is no error.
 func (p *Process) Release() error {
 	return p.t.Do(func() error {
-		if p.mem < 0 {
+		if p.tasks < 0 {
 			return nil
 		}
 		var errs []error
@@ -117,7 +118,11 @@ func (p *Process) Release() error {
 			errs = append(errs, p.batch.abandon(ctx))
 			cancel()
 		}
-		errs = append(errs, p.detach(reapTime))
+		wait := reapTime
+		if p.hangs() {
+			wait = 0
+		}
+		errs = append(errs, p.detach(wait))
 		return errors.Join(errs...)
 	})
 }

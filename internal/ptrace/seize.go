@@ -38,13 +38,14 @@ func (t *Tracer) SeizeAll(ctx context.Context, pids []int) ([]*Process, error) {
 func (t *Tracer) SeizeFrozen(ctx context.Context, pids []int, thaw func() error) ([]*Process, error) {
 	var ps []*Process
 	err := t.Do(func() (err error) {
-		ps, err = t.seizeAll(ctx, pids, thaw)
+		ps, err = t.seizeAll(ctx, pids, thaw, (*Process).stopAll)
 		return err
 	})
 	return ps, err
 }
 
-func (t *Tracer) seizeAll(ctx context.Context, pids []int, thaw func() error) (ps []*Process, err error) {
+// seizeAll is SeizeFrozen; wait waits for the threads of one process.
+func (t *Tracer) seizeAll(ctx context.Context, pids []int, thaw func() error, wait func(*Process, context.Context, []byte) error) (ps []*Process, err error) {
 	defer func() {
 		if err == nil {
 			return
@@ -76,7 +77,7 @@ func (t *Tracer) seizeAll(ctx context.Context, pids []int, thaw func() error) (p
 		return ps, err
 	}
 	for _, p := range ps {
-		if err := p.stopAll(ctx, buf); err != nil {
+		if err := wait(p, ctx, buf); err != nil {
 			return ps, err
 		}
 	}
