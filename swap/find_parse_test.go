@@ -172,6 +172,13 @@ func TestParseDiag(t *testing.T) {
 	if err != nil || !more || !reflect.DeepEqual(inodes, []uint64{5}) {
 		t.Errorf("more %v, inodes %v (%v), want only 5 and more", more, inodes, err)
 	}
+	for kind, found := range map[byte]bool{unix.SOCK_STREAM: false, unix.SOCK_SEQPACKET: false, unix.SOCK_DGRAM: true} {
+		m := diagMessage(sockDiagByFamily, 5, 0x2d)
+		m[unix.NLMSG_HDRLEN+1], m[unix.NLMSG_HDRLEN+2] = kind, 1 // connected
+		if _, inodes, err := parseDiag(m, 0x2d); err != nil || len(inodes) == 1 != found {
+			t.Errorf("connected, of type %d: %v (%v)", kind, inodes, err)
+		}
+	}
 	if more, _, err = parseDiag(diagMessage(unix.NLMSG_DONE, 0, 0), 0x2d); more || err != nil {
 		t.Errorf("at the end: more %v (%v)", more, err)
 	}

@@ -518,7 +518,9 @@ func (s *scanner) readKind(k *kindsRead, p *Process, ref FDRef, info *fdInfo) {
 	if info.scmFDs > 0 {
 		// That of processes that don't use the file system is no matter: much
 		// of the machine may be like that.
-		k.doubts = append(k.doubts, p.obstacle(name+" (Unix socket)", fmt.Sprintf("%d descriptors are in flight in it, and can't be looked at", info.scmFDs), "let the process receive them, then try again"))
+		doubt := p.obstacle(name+" (Unix socket)", fmt.Sprintf("%d descriptors are in flight in it, and can't be looked at", info.scmFDs), "let the process receive them, then try again")
+		doubt.inFlight, doubt.unasked = &inFlight{ref, info.scmFDs}, true
+		k.doubts = append(k.doubts, doubt)
 	}
 	if info.fuse != 0 && unix.Mkdev(0, uint32(info.fuse)) == s.dev {
 		k.servers = true

@@ -13,7 +13,10 @@ import (
 )
 
 // addSockets finds Unix sockets bound to a name on the file system, in every
-// network namespace: the name leads to the socket through the old inode only.
+// network namespace: the name leads to the socket through the old inode only
+// (net/unix/af_unix.c unix_find_bsd), a socket is bound once in its life, and no
+// other one can take over who waits to be accepted and what is in its queue. A
+// connected one needs its name no more.
 func (a *assembly) addSockets(readings []*reading) {
 	holders := map[uint64]FDRef{}
 	seen := map[string]bool{}
@@ -45,7 +48,7 @@ func (a *assembly) addSockets(readings []*reading) {
 	for ino := range bound {
 		ref, ok := holders[ino]
 		if !ok {
-			a.Obstacles = append(a.Obstacles, Obstacle{Resource: fmt.Sprintf("socket %d", ino), Reason: "it is bound to a name on the mount", Remedy: "close it"})
+			a.Obstacles = append(a.Obstacles, Obstacle{Resource: fmt.Sprintf("socket %d", ino), Reason: boundReason, Remedy: "close it"})
 			continue
 		}
 		if !a.members.Has(ref.PID) {
@@ -59,7 +62,7 @@ func (a *assembly) addSockets(readings []*reading) {
 				}
 			}
 		}
-		a.Obstacles = append(a.Obstacles, p.obstacle(fmt.Sprintf("fd %d (Unix socket)", ref.FD), "it is bound to a name on the mount", "close it"))
+		a.Obstacles = append(a.Obstacles, p.obstacle(fmt.Sprintf("fd %d (Unix socket)", ref.FD), boundReason, "close it, and bind one again after"))
 	}
 	if len(failed) > 0 {
 		a.Obstacles = append(a.Obstacles, Obstacle{
@@ -68,6 +71,8 @@ func (a *assembly) addSockets(readings []*reading) {
 		})
 	}
 }
+
+const boundReason = "it is bound to a name on the mount: the kernel finds it by the old inode, and can't bind it to another"
 
 // The parts of include/uapi/linux/unix_diag.h and sock_diag.h that are used.
 const (
@@ -157,13 +162,21 @@ func parseDiag(data []byte, sdev uint64) (more bool, inodes []uint64, err error)
 			if len(body) < unixDiagMsgLen {
 				return false, nil, errDiag
 			}
-			if boundOn(body[unixDiagMsgLen:], sdev) {
+			if !connected(body) && boundOn(body[unixDiagMsgLen:], sdev) {
 				inodes = append(inodes, uint64(binary.NativeEndian.Uint32(body[4:])))
 			}
 		}
 		data = data[min(align4(length), len(data)):]
 	}
 	return true, inodes, nil
+}
+
+// connected says of a struct unix_diag_msg whether its socket is connected for
+// good: then nobody looks for it by its name. One of datagrams is still sent to
+// by that.
+func connected(msg []byte) bool {
+	const established = 1 // TCP_ESTABLISHED of include/net/tcp_states.h
+	return msg[2] == established && (msg[1] == unix.SOCK_STREAM || msg[1] == unix.SOCK_SEQPACKET)
 }
 
 // boundOn looks for the attribute UNIX_DIAG_VFS, of an inode and a device.

@@ -127,6 +127,7 @@ func (p *Plan) fill(ctx context.Context, usage *Usage) error {
 	p.Usage = usage
 	p.judgeOld(usage)
 	p.Obstacles = append([]Obstacle(nil), usage.Obstacles...)
+	p.inFlightObstacles()
 	err := p.opener.fill(ctx, usage)
 	p.Obstacles = append(p.Obstacles, p.opener.obstacles...)
 	p.Obstacles = append(p.Obstacles, furtherObstacles(usage)...)

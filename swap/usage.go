@@ -167,8 +167,9 @@ type Obstacle struct {
 	Remedy   string `json:"remedy"`         // what the user can do
 	Loss     bool   `json:"loss,omitempty"` // it is what would be lost with --from's daemon
 
-	hung    bool // it goes away with the requests that hang
-	unasked bool // the old file system, if it may be asked, may say that it is none
+	inFlight *inFlight // what can't be looked at without asking
+	hung     bool      // it goes away with the requests that hang
+	unasked  bool      // the old file system, if it may be asked, may say that it is none
 }
 
 func (o Obstacle) String() string {
