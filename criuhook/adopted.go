@@ -44,7 +44,7 @@ func (r *restore) adopt(ctx context.Context) error {
 		if err := a.attach(r.workspace, i); err != nil {
 			return fmt.Errorf("the connection for the daemon of %s: %w", fs.Mounts[0].Point, err)
 		}
-		if r.manifest.HostNamespace {
+		if r.manifest.HostNamespace && r.stubOf[fs] == nil {
 			if err := r.bindAt(fs, a.path); err != nil {
 				return err
 			}
@@ -101,21 +101,6 @@ func (r *restore) inherit(request *rpc.CriuOpts) (inheritance, error) {
 				return nil, err
 			}
 		}
-		files := make(map[uint64]*os.File)
-		for _, n := range a.Nameless() {
-			files[n.Node] = n.File
-		}
-		for _, n := range a.fs.Nameless {
-			f := files[n.Node]
-			if f == nil {
-				all.close()
-				return nil, exit.Refuse(fmt.Errorf("%s, file %s: node %d has a name, and none in the images", a.fs.Mounts[0].Point, n.Key, n.Node))
-			}
-			if err := add(f, n.Key); err != nil {
-				all.close()
-				return nil, err
-			}
-		}
 	}
 	return all, nil
 }
@@ -150,6 +135,29 @@ func handOver(ctx context.Context, all []*adopted, timeout time.Duration) error 
 		}
 	}
 	return nil
+}
+
+// finishAdopted ends what this process has to do with the connections, when the
+// daemons run, and swaps those onto them who were restored on a stub.
+func (r *restore) finishAdopted(ctx context.Context) error {
+	all := r.adopted
+	errs := []error{r.closeAdopted()}
+	for _, a := range all {
+		s := r.stubOf[a.fs]
+		if s == nil {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(ctx, r.o.Timeout)
+		err := r.o.Swap(ctx, s.path, a.path)
+		cancel()
+		if err != nil {
+			errs = append(errs, fmt.Errorf("swapping %s: %w", a.fs.Mounts[0].Point, err))
+			continue
+		}
+		r.swapped[s] = true
+		r.o.Event(fmt.Sprintf("%s is swapped", a.fs.Mounts[0].Point))
+	}
+	return errors.Join(errs...)
 }
 
 // adoptedErr is what the stand-ins of the connections could not answer.

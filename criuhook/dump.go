@@ -36,8 +36,9 @@ type DumpOptions struct {
 	// stop; 0: ten seconds.
 	Timeout time.Duration
 
-	CRIU  string // path or name; empty: one is looked for
-	Extra []string
+	Program string // the spfs that is the keeper; empty: this one
+	CRIU    string // path or name; empty: one is looked for
+	Extra   []string
 }
 
 // Dumped says what [Dump] did.
@@ -148,7 +149,14 @@ func (d *dump) runStopped(request *rpc.CriuOpts) error {
 		timeout = defaultStop
 	}
 	var err error
-	d.session, err = handover.Stop(d.ctx, handover.StopOptions{Root: d.o.Tree, Timeout: timeout, LeaveRunning: d.o.LeaveRunning})
+	d.session, err = handover.Stop(d.ctx, handover.StopOptions{
+		Root: d.o.Tree, Timeout: timeout, LeaveRunning: d.o.LeaveRunning, Program: d.o.Program,
+	})
+	for _, refusal := range []error{handover.ErrNoDaemon, handover.ErrOwnMount, handover.ErrCircle, handover.ErrOutside} {
+		if errors.Is(err, refusal) {
+			return exit.Refuse(err)
+		}
+	}
 	if err != nil {
 		return err
 	}

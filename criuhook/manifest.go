@@ -81,16 +81,6 @@ type FileSystem struct {
 	// Record, if not nil, is of the connection to a daemon that is in the
 	// tree: there are no Nodes then.
 	Record *handover.Record `json:"record,omitempty"`
-
-	// Nameless are the open files that no name leads to, by what the images
-	// call them. Only with a Record.
-	Nameless []Nameless `json:"nameless,omitempty"`
-}
-
-// Nameless is an open file without a name.
-type Nameless struct {
-	Key  string `json:"key"`  // K of --inherit-fd fd[…]:K
-	Node uint64 `json:"node"` // of the record
 }
 
 // Mount is one place where a FUSE file system is mounted in the tree.

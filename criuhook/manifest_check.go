@@ -66,12 +66,6 @@ func (m *Manifest) check() error {
 			}
 			inherited[d.Key] = true
 		}
-		for _, f := range fs.Nameless {
-			if inherited[f.Key] {
-				return fmt.Errorf("file key %q is listed twice", f.Key)
-			}
-			inherited[f.Key] = true
-		}
 	}
 	return nil
 }
@@ -79,30 +73,12 @@ func (m *Manifest) check() error {
 // checkContent checks what is said of the files of a file system.
 func (fs *FileSystem) checkContent() error {
 	if fs.Record == nil {
-		if len(fs.Nameless) > 0 {
-			return errors.New("files without a name, of a file system without a record")
-		}
 		return checkNodes(fs)
 	}
 	if len(fs.Nodes) > 0 {
 		return errors.New("a file system with nodes and a record")
 	}
-	if err := fs.Record.Check(); err != nil {
-		return err
-	}
-	nodes := make(map[uint64]bool, len(fs.Record.Nodes))
-	for _, n := range fs.Record.Nodes {
-		nodes[n.ID] = true
-	}
-	for _, f := range fs.Nameless {
-		if _, ok := parseFileKey(f.Key); !ok {
-			return fmt.Errorf("file key %q", f.Key)
-		}
-		if !nodes[f.Node] {
-			return fmt.Errorf("file %s is node %d, which is not recorded", f.Key, f.Node)
-		}
-	}
-	return nil
+	return fs.Record.Check()
 }
 
 func checkNodes(fs *FileSystem) error {

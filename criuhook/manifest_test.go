@@ -55,7 +55,6 @@ func sampleServed() *Manifest {
 			},
 			Handles: []handover.Handle{{Node: 5, FH: 1, PID: 8, FD: 3}},
 		},
-		Nameless: []Nameless{{Key: "file[3b:7f]", Node: 5}},
 	})
 	return m
 }
@@ -101,12 +100,8 @@ func TestRecordsAreNotTrusted(t *testing.T) {
 	for name, spoil := range map[string]func(*FileSystem){
 		"record without a device":  func(fs *FileSystem) { fs.Record.Devices = nil },
 		"record and nodes":         func(fs *FileSystem) { fs.Nodes = []Node{{Path: "/", Mode: unix.S_IFDIR}} },
-		"key that is none":         func(fs *FileSystem) { fs.Nameless[0].Key = "file[3b" },
-		"key that is a path":       func(fs *FileSystem) { fs.Nameless[0].Key = "/etc/passwd" },
-		"key twice":                func(fs *FileSystem) { fs.Nameless = append(fs.Nameless, fs.Nameless[0]) },
-		"key of a device":          func(fs *FileSystem) { fs.Nameless[0].Key = fs.Record.Devices[0].Key },
-		"node missing":             func(fs *FileSystem) { fs.Nameless[0].Node = 6 },
-		"nameless without records": func(fs *FileSystem) { fs.Record, fs.Nodes = nil, []Node{{Path: "/", Mode: unix.S_IFDIR}} },
+		"handle of a missing node": func(fs *FileSystem) { fs.Record.Handles[0].Node = 6 },
+		"device key of nothing":    func(fs *FileSystem) { fs.Record.Devices[0].Key = "" },
 	} {
 		m := sampleServed()
 		spoil(&m.FileSystems[1])

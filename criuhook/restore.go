@@ -89,7 +89,7 @@ func Restore(ctx context.Context, o RestoreOptions) (*Restored, error) {
 	if err != nil {
 		return nil, errors.Join(err, r.undo())
 	}
-	err = errors.Join(r.mountReal(ctx), r.closeAdopted(), w.close())
+	err = errors.Join(r.mountReal(ctx), r.finishAdopted(ctx), w.close())
 	if err != nil {
 		return nil, &waits{pid: r.pid, err: err}
 	}
@@ -135,6 +135,7 @@ type restore struct {
 	adopted   []*adopted
 	bound     []string // mount points of the machine's that stubs were bound to
 	swapped   map[*stub]bool
+	stubOf    map[*FileSystem]*stub // that daemons in the images serve, with StrategySwap
 	pid       int
 }
 
@@ -177,6 +178,7 @@ func (r *restore) prepare() (err error) {
 		}
 	}
 	r.swapped = make(map[*stub]bool)
+	r.stubOf = make(map[*FileSystem]*stub)
 	return nil
 }
 
@@ -204,9 +206,8 @@ func (r *restore) checkStrategy() error {
 	case r.o.Strategy == StrategyHandover && served == nil:
 		return exit.Refuse(errors.New("--strategy handover gives a restored daemon its connection back, so it needs the daemon in the images; " +
 			"this tree's daemons were outside of it: use --strategy swap"))
-	case r.o.Strategy == StrategySwap && served != nil:
-		return exit.Refuse(fmt.Errorf("--strategy swap mounts a file system anew, and the daemon of %s is in the images: use --strategy handover",
-			served.Mounts[0].Point))
+	case r.o.Strategy == StrategySwap && served != nil && r.o.Swap == nil:
+		return errors.New("--strategy swap needs a swapper")
 	}
 	return nil
 }
@@ -275,9 +276,15 @@ func (r *restore) mountStubs(ctx context.Context) error {
 	for i := range r.manifest.FileSystems {
 		fs := &r.manifest.FileSystems[i]
 		if fs.Record != nil {
-			continue
-		}
-		if r.manifest.HostNamespace {
+			if r.o.Strategy != StrategySwap {
+				continue
+			}
+			placeholder, err := placeholderOf(fs)
+			if err != nil {
+				return exit.Refuse(fmt.Errorf("%s: %w", fs.Mounts[0].Point, err))
+			}
+			fs = placeholder
+		} else if r.manifest.HostNamespace {
 			there, err := mountedAlready(fs)
 			if err != nil {
 				return err
@@ -296,6 +303,9 @@ func (r *restore) mountStubs(ctx context.Context) error {
 			return err
 		}
 		r.stubs = append(r.stubs, s)
+		if r.manifest.FileSystems[i].Record != nil {
+			r.stubOf[&r.manifest.FileSystems[i]] = s
+		}
 		if r.manifest.HostNamespace {
 			if err := r.bindAt(s.fs, s.path); err != nil {
 				return err
@@ -329,7 +339,9 @@ func (r *restore) runCRIU(ctx context.Context) error {
 			request.External = append(request.External, s.fs.external(s.path)...)
 		}
 		for _, a := range r.adopted {
-			request.External = append(request.External, a.fs.external(a.path)...)
+			if r.stubOf[a.fs] == nil {
+				request.External = append(request.External, a.fs.external(a.path)...)
+			}
 		}
 	}
 	if r.manifest.IgnoreCgroups {

@@ -2,13 +2,13 @@ package criuhook
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"io"
 	"os"
 	"path"
-	"strconv"
-	"strings"
+	"slices"
 
 	"github.com/checkpoint-restore/go-criu/v7/crit/images/fdinfo"
 	"golang.org/x/sys/unix"
@@ -24,40 +24,14 @@ import (
 
 const filesImage = "files.img"
 
-// fileKey is what CRIU calls an external file: the mount and the inode number.
-type fileKey struct {
-	mount int
-	ino   uint64
-}
-
-// parseFileKey parses "file[MNT:INO]", both hexadecimal.
-func parseFileKey(s string) (fileKey, bool) {
-	s, ok := strings.CutPrefix(s, "file[")
-	s, closed := strings.CutSuffix(s, "]")
-	mount, ino, two := strings.Cut(s, ":")
-	if !ok || !closed || !two {
-		return fileKey{}, false
-	}
-	m, err := strconv.ParseUint(mount, 16, 31)
-	if err != nil {
-		return fileKey{}, false
-	}
-	i, err := strconv.ParseUint(ino, 16, 64)
-	return fileKey{int(m), i}, err == nil
-}
-
 // namer gives the images the names of files that were external to CRIU.
 type namer struct {
 	dir     *os.File
 	own     bool // the tree has a mount namespace of its own: the images name mounts
 	byKey   map[string]handover.File
-	handles map[uint32]handleOf // by the id of a description
-	points  map[string]bool     // mount points of the file systems
-
-	// nameless are the files that stay external, by connection: a restore
-	// must be given them.
-	nameless map[uint64][]Nameless
-	seen     map[string]bool
+	records map[uint64]*handover.Record // by connection
+	handles map[uint32]handleOf         // by the id of a description
+	points  map[int]string              // mount points, by mnt_id
 }
 
 // handleOf is the handle of a description.
@@ -69,8 +43,8 @@ type handleOf struct {
 func newNamer(dir *os.File, root int, files []handover.File, records []*handover.Record, mounted []treeMount, own bool) (*namer, error) {
 	n := &namer{
 		dir: dir, own: own,
-		byKey: make(map[string]handover.File, len(files)), handles: make(map[uint32]handleOf),
-		points: make(map[string]bool), nameless: make(map[uint64][]Nameless), seen: make(map[string]bool),
+		byKey: make(map[string]handover.File, len(files)), records: make(map[uint64]*handover.Record),
+		handles: make(map[uint32]handleOf), points: make(map[int]string),
 	}
 	for _, f := range files {
 		// Of several names of one file the first is as good as any.
@@ -79,7 +53,7 @@ func newNamer(dir *os.File, root int, files []handover.File, records []*handover
 		}
 	}
 	for _, m := range mounted {
-		n.points[m.Mountpoint] = true
+		n.points[m.ID] = m.Mountpoint
 	}
 	descriptors, err := readDescriptors(dir)
 	if err != nil {
@@ -90,6 +64,7 @@ func newNamer(dir *os.File, root int, files []handover.File, records []*handover
 		return nil, err
 	}
 	for _, r := range records {
+		n.records[r.ID] = r
 		for i, h := range r.Handles {
 			if h.PID == 0 {
 				continue
@@ -110,44 +85,50 @@ func (n *namer) run() error {
 			return nil
 		}
 		f, ours := n.byKey[e.GetName()]
-		switch {
-		case !ours: // the user's own, or a device, which stays external
-		case f.Unlinked:
-			if !n.seen[f.Key] {
-				n.seen[f.Key] = true
-				n.nameless[f.Connection] = append(n.nameless[f.Connection], Nameless{Key: f.Key, Node: f.Node})
-			}
-		default:
-			name, err := n.name(e.GetId(), f)
-			if err != nil {
-				return fmt.Errorf("file %s: %w", f.Key, err)
-			}
-			e.Name = proto.String(name)
-			e.Ext = nil
-			if n.own {
-				e.MntId = proto.Int32(int32(f.MountID))
-			}
+		if !ours {
+			return nil // the user's own, or a device, which stays external
+		}
+		name, err := n.name(e.GetId(), f)
+		if err != nil {
+			return fmt.Errorf("file %s: %w", f.Key, err)
+		}
+		e.Name = proto.String(name)
+		e.Ext = nil
+		if n.own {
+			e.MntId = proto.Int32(int32(f.MountID))
 		}
 		return nil
 	})
 }
 
 // name returns the name by which a restore opens a description: that of the
-// file, through the mark of the description's handle if it has one.
+// file, or the one by which the stand-in knows it if it has none; through the
+// mark of the description's handle, if it has one.
 func (n *namer) name(id uint32, f handover.File) (string, error) {
 	name := string(f.Path)
 	if err := checkPath(name); err != nil {
 		return "", err
 	}
-	dir := f.Mode&unix.S_IFMT == unix.S_IFDIR
+	point, known := n.points[f.MountID]
+	if f.Unlinked {
+		record := n.records[f.Connection]
+		if record == nil || !known {
+			return "", fmt.Errorf("%s has no name any more, and mount %d, by which it was opened, is not in the mount namespace of the tree's root", name, f.MountID)
+		}
+		dir := path.Dir(name)
+		if !hadName(record, f.Node) {
+			dir = point
+		}
+		name = path.Join(dir, record.GoneName(f.Node))
+	}
 	h, ok := n.handles[id]
-	if !ok || !dir && n.points[name] { // a file that is mounted has no directory there
+	if !ok || !known || name == point && f.Mode&unix.S_IFMT != unix.S_IFDIR { // a file that is mounted has no directory there
 		return name, nil
 	}
 	if got := h.record.Handles[h.index].Node; got != f.Node {
 		return "", fmt.Errorf("it is node %d, and its handle is one of node %d", f.Node, got)
 	}
-	marked := markedName(name, dir, h.index)
+	marked := handover.MarkedPath(name, point, h.index)
 	if len(marked) >= unix.PathMax {
 		return name, nil
 	}
@@ -155,13 +136,10 @@ func (n *namer) name(id uint32, f handover.File) (string, error) {
 	return marked, nil
 }
 
-// markedName is a name of a file that leads to it through a mark.
-func markedName(name string, dir bool, handle int) string {
-	if dir {
-		return strings.TrimSuffix(name, "/") + "/" + handover.Mark(handle) + "/.."
-	}
-	parent, base := path.Split(name)
-	return parent + handover.Mark(handle) + "/../" + base
+// hadName tells whether it is known where the name of an unlinked node was.
+func hadName(r *handover.Record, node uint64) bool {
+	i, ok := slices.BinarySearchFunc(r.Nodes, node, func(n handover.Node, id uint64) int { return cmp.Compare(n.ID, id) })
+	return ok && r.Nodes[i].Was != nil
 }
 
 // rewriteImage replaces an image by one in which edit has changed the entries,

@@ -10,32 +10,13 @@ import (
 	"github.com/checkpoint-restore/go-criu/v7/crit/images/fdinfo"
 	"github.com/checkpoint-restore/go-criu/v7/crit/images/fown"
 	"github.com/checkpoint-restore/go-criu/v7/crit/images/regfile"
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	"spfs/handover"
 )
-
-func TestParseFileKey(t *testing.T) {
-	for in, want := range map[string]fileKey{
-		"file[3a:7f]":               {0x3a, 0x7f},
-		"file[1:ffffffffffffffff]":  {1, 1<<64 - 1},
-		"file[3a:7f":                {},
-		"file[:7f]":                 {},
-		"file[3a]":                  {},
-		"file[-1:7f]":               {},
-		"file[80000000:7f]":         {},
-		"file[1:10000000000000000]": {},
-		"/mnt/file[3a:7f]":          {},
-		"":                          {},
-	} {
-		got, ok := parseFileKey(in)
-		if ok != (want != fileKey{}) || ok && got != want {
-			t.Errorf("%q: %v, %v", in, got, ok)
-		}
-	}
-}
 
 func marshal(t *testing.T, m proto.Message) []byte {
 	t.Helper()
@@ -91,7 +72,7 @@ func TestFilesAreNamed(t *testing.T) {
 	files[0] = protowire.AppendBytes(protowire.AppendTag(files[0], 999, protowire.BytesType), []byte("later"))
 	write(filesImage, image(magicFiles, files...))
 
-	record := &handover.Record{Handles: []handover.Handle{
+	record := &handover.Record{ID: 57, Nodes: []handover.Node{{ID: 9, Unlinked: true, Was: &handover.Name{Parent: 13, Name: "was"}}}, Handles: []handover.Handle{
 		{Node: 10, FH: 100, PID: self, FD: 0}, {Node: 10, FH: 101, PID: self, FD: 1}, {Node: 13, FH: 102, Dir: true, PID: self, FD: 2},
 		{Node: 9, FH: 103, PID: self, FD: 3}, {Node: 10, FH: 104, Mapped: true},
 	}}
@@ -104,7 +85,7 @@ func TestFilesAreNamed(t *testing.T) {
 		{Key: "file[1:a]", MountID: 1, Ino: 10, Connection: 57, Node: 10, Path: "/mnt/d/f", Mode: unix.S_IFREG},
 		{Key: "file[1:d]", MountID: 1, Ino: 13, Connection: 57, Node: 13, Path: "/mnt/d", Mode: unix.S_IFDIR},
 		{Key: "file[1:9]", MountID: 1, Ino: 9, Connection: 57, Node: 9, Path: "/mnt/d/was", Mode: unix.S_IFREG, Unlinked: true},
-	}, []*handover.Record{record}, nil, true)
+	}, []*handover.Record{record}, []treeMount{{Info: &mountinfo.Info{ID: 1, Mountpoint: "/mnt"}}}, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,8 +99,8 @@ func TestFilesAreNamed(t *testing.T) {
 	}{
 		{"/mnt/d/" + handover.Mark(0) + "/../f", false},
 		{"/mnt/d/" + handover.Mark(1) + "/../f", false},
-		{"/mnt/d/" + handover.Mark(2) + "/..", false},
-		{"file[1:9]", true},
+		{"/mnt/" + handover.Mark(2) + "/../d", false},
+		{"/mnt/d/" + handover.Mark(3) + "/../was", false},
 		{"/mnt/d/f", false}, // of a mapping
 		{"file[2:2]", true}, // somebody else's
 	}
@@ -144,11 +125,8 @@ func TestFilesAreNamed(t *testing.T) {
 		t.Errorf("%d entries, %v", i, err)
 	}
 	for i, h := range record.Handles {
-		if h.Marked != (i < 3) {
+		if h.Marked != (i < 4) {
 			t.Errorf("handle %d: marked %v", i, h.Marked)
 		}
-	}
-	if got := n.nameless[57]; len(got) != 1 || got[0] != (Nameless{"file[1:9]", 9}) {
-		t.Errorf("without a name: %v", got)
 	}
 }

@@ -4,9 +4,9 @@ import (
 	"fmt"
 	"os"
 
-	"golang.org/x/sys/unix"
-
 	"spfs/handover"
+
+	"golang.org/x/sys/unix"
 )
 
 // recordServed makes the manifest's part about the file systems that daemons
@@ -26,7 +26,7 @@ func recordServed(dir *os.File, root int, session *handover.Session, mounted []t
 		dev := unix.Mkdev(0, uint32(r.ID))
 		fs := &FileSystem{
 			Type: r.Options.Type, Source: r.Options.Source, Options: r.Options.Super,
-			Record: r, Nameless: n.nameless[r.ID],
+			Record: r,
 		}
 		for _, m := range mounted {
 			if m.dev() != dev {

@@ -71,7 +71,10 @@ func (l *looker) close() {
 
 // look begins the records of all connections of a census, and records what
 // everyone uses. What was written is with the daemons before.
-func (l *looker) look(c *census) error {
+//
+// Of a tree that is not to run on, its daemons have then forgotten what nobody
+// uses.
+func (l *looker) look(c *census, leaveRunning bool) error {
 	for conn := range c.served {
 		if err := l.begin(c, conn); err != nil {
 			return err
@@ -88,7 +91,15 @@ func (l *looker) look(c *census) error {
 			return fmt.Errorf("%s, %s: %w", describe(u.pid), u.what, err)
 		}
 	}
-	return l.openSpares(c)
+	if err := l.openSpares(c); err != nil || leaveRunning {
+		return err
+	}
+	for _, s := range l.systems {
+		if err := s.shrink(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // namespaceOf returns the mount namespace of a process.
@@ -174,6 +185,22 @@ func (s *fileSystem) flush() error {
 	defer unix.Close(fd)
 	if err := unix.Syncfs(fd); err != nil {
 		return fmt.Errorf("flushing %s: %w", s.mount.Point, err)
+	}
+	return nil
+}
+
+// shrink has the kernel forget the names that nobody uses, and tell the daemon:
+// what only the kernel's cache has of it is in no record, and so nobody could
+// tell the daemon later (fs/super.c, reconfigure_super: shrink_dcache_sb).
+// Nothing is changed of the mount.
+func (s *fileSystem) shrink() error {
+	fs, err := unix.Fspick(s.root, "", unix.FSPICK_CLOEXEC|unix.FSPICK_EMPTY_PATH)
+	if err != nil {
+		return fmt.Errorf("shrinking the cache of %s: fspick: %w", s.mount.Point, err)
+	}
+	defer unix.Close(fs)
+	if err := unix.FsconfigReconfigure(fs); err != nil {
+		return fmt.Errorf("shrinking the cache of %s: %w", s.mount.Point, err)
 	}
 	return nil
 }

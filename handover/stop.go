@@ -80,7 +80,7 @@ func (s *stopper) attempt(ctx context.Context) error {
 	}
 	s.looker = newLooker()
 	// The daemons are asked for everything that they will be asked for.
-	if err := s.looker.look(s.census); err != nil {
+	if err := s.looker.look(s.census, s.o.LeaveRunning); err != nil {
 		return err
 	}
 	if err := s.seizeDaemons(ctx, order); err != nil {

@@ -22,6 +22,7 @@ type CounterOptions struct {
 	Pace                   time.Duration
 	Quiet                  bool
 	Lists                  bool // works with a directory, several opens of a path, an unlinked file
+	Reopens                bool // opens the directory again at its end
 }
 
 func (o CounterOptions) args(dir, status string) []string {
@@ -30,7 +31,10 @@ func (o CounterOptions) args(dir, status string) []string {
 	if o.Quiet {
 		args = append(args, "-q")
 	}
-	if o.Lists {
+	switch {
+	case o.Lists && o.Reopens:
+		args = append(args, "-L")
+	case o.Lists:
 		args = append(args, "-l")
 	}
 	return args

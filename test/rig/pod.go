@@ -38,9 +38,9 @@ type PodKind struct {
 	// Prepare, if not nil, puts files into the root.
 	Prepare func(t T, root string)
 
-	// Settle is true for a daemon that acknowledges what is not in its
-	// directory yet.
-	Settle bool
+	// Once tells that the daemon lists an open directory only once, for as
+	// long as it remembers nothing of it.
+	Once bool
 }
 
 // PodBindfs is bindfs, which has one thread unless given --multithreaded.
@@ -82,7 +82,7 @@ func PodSshfs(t T) PodKind {
 		Name:     "sshfs",
 		Programs: []string{lookPath(t, "sshfs"), lookPath(t, "ssh"), "/usr/sbin/sshd"},
 		TCP:      true,
-		Settle:   true,
+		Once:     true, // sshfs, when its cache of it is older than 20 s
 		Command: slices.Concat(
 			[]string{fmt.Sprintf("port=%d", s.port), "/bin/sshd", "-D", "-e", "-f", keys + "/config", "--"},
 			[]string{"at=" + PodMount, "/bin/sshfs", "-f", "-o", "ssh_command=/bin/ssh"}, inside.args(podData, PodMount)),
@@ -161,6 +161,7 @@ func StartPod(t T, kind PodKind, o CounterOptions) *Pod {
 	} else {
 		command = append(command, "--")
 	}
+	o.Reopens = kind.Once
 	c.Counter = counterAt(t, filepath.Join(c.Root, statusInside), o)
 	c.start(nil, append(append(command, "/bin/counter"), o.args(in, statusInside)...)...)
 	c.Counter.AwaitReady(c.ended)
