@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -179,14 +180,20 @@ func (r *run) recreate(ctx context.Context) error {
 			made, err := f.makeAnew(ctx)
 			done <- result{made, err}
 		}()
+		var got result
 		select {
-		case got := <-done:
-			r.made = append(r.made, got.made...)
-			if got.err != nil {
-				return fmt.Errorf("process %s: %s is unlinked: making it anew: %w", processName(f.task.PID), f.resource(), got.err)
-			}
+		case got = <-done:
 		case <-ctx.Done():
-			return fmt.Errorf("copying unlinked files: %w", ctx.Err())
+			// It gives up by itself, and takes the name away, unless it hangs.
+			select {
+			case got = <-done:
+			case <-time.After(patience):
+				return fmt.Errorf("copying unlinked files: a daemon does not answer: %w", ctx.Err())
+			}
+		}
+		r.made = append(r.made, got.made...)
+		if got.err != nil {
+			return fmt.Errorf("process %s: %s is unlinked: making it anew: %w", processName(f.task.PID), f.resource(), got.err)
 		}
 	}
 	return nil

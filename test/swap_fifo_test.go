@@ -223,3 +223,34 @@ func TestSwapLeavesFIFOs(t *testing.T) {
 		t.Error("after the swap, what was in it is not there")
 	}
 }
+
+func TestSwapOfFIFOInEpoll(t *testing.T) {
+	t.Parallel()
+	m := bindfsTwice(t)
+	m.fifo(t, "f")
+	p := rig.StartPuppet(t)
+	r := p.Open(m.old+"/f", unix.O_RDONLY|unix.O_NONBLOCK)
+	w := p.Open(m.old+"/f", unix.O_WRONLY)
+	ep := p.Must(unix.SYS_EPOLL_CREATE1, 0)
+	p.Must(unix.SYS_EPOLL_CTL, ep, unix.EPOLL_CTL_ADD, r, []byte{unix.EPOLLIN, 0, 0, 0, 77, 0, 0, 0, 0, 0, 0, 0})
+	ready := func() (n, data int) {
+		event := make([]byte, 12)
+		n = p.Must(unix.SYS_EPOLL_WAIT, ep, event, 1, 0)
+		return n, int(event[4])
+	}
+
+	m.swap(t)
+	if n, _ := ready(); n != 0 {
+		t.Errorf("%d events of an empty pipe", n)
+	}
+	p.Write(w, "x")
+	if n, data := ready(); n != 1 || data != 77 {
+		t.Errorf("%d events, with data %d", n, data)
+	}
+	if got := p.Read(r, 10); got != "x" {
+		t.Errorf("read %q", got)
+	}
+	if n, _ := ready(); n != 0 {
+		t.Errorf("%d events after it was read", n)
+	}
+}
