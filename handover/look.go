@@ -262,6 +262,9 @@ func (l *looker) lookAt(u *user) error {
 		return fmt.Errorf("holding %s: %w", link, err)
 	}
 	id, _, err := nodeOf(pin)
+	if err == nil && u.mount == 0 { // maps does not tell
+		u.mount, err = mountOf(pin)
+	}
 	if err != nil {
 		unix.Close(pin)
 		return fmt.Errorf("%s: %w", link, err)
@@ -283,10 +286,22 @@ func (l *looker) lookAt(u *user) error {
 	if u.mapped || u.open != nil && n.Attr.Mode&unix.S_IFMT == unix.S_IFREG {
 		return s.recordHead(n)
 	}
-	if u.open != nil && u.open.HasFH && n.Attr.Mode&unix.S_IFMT == unix.S_IFDIR {
+	if u.open != nil && u.open.Flags&unix.O_PATH == 0 && n.Attr.Mode&unix.S_IFMT == unix.S_IFDIR {
 		return s.recordEntries(n, u)
 	}
 	return nil
+}
+
+// mountOf is the mnt_id of an open file.
+func mountOf(fd int) (int, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID, &st); err != nil {
+		return 0, fmt.Errorf("its mount: statx: %w", err)
+	}
+	if st.Mask&unix.STATX_MNT_ID == 0 {
+		return 0, errors.New("statx tells no mount id: Linux 5.8 or newer is needed")
+	}
+	return int(st.Mnt_id), nil
 }
 
 // nodeOf asks the kernel for a file's node: fuse's file handles are made of it
@@ -517,6 +532,9 @@ func (l *looker) unseen(c *census) error {
 				return fmt.Errorf("%s, %s: %w", describe(u.pid), u.what, err)
 			}
 			id, _, err = nodeOf(fd)
+			if err == nil && u.mount == 0 {
+				u.mount, err = mountOf(fd)
+			}
 			unix.Close(fd)
 			if err != nil {
 				return fmt.Errorf("%s, %s: %w", describe(u.pid), u.what, err)
@@ -553,14 +571,11 @@ func (l *looker) complete(c *census) []*Record {
 			if u.conn != conn {
 				continue
 			}
-			if c.state.Partial {
-				continue
-			}
 			n := s.nodes[u.node.ID]
 			if n == nil {
 				continue // something of our own
 			}
-			n.Lookups = u.node.Lookups
+			n.Lookups = max(n.Lookups, u.node.Lookups)
 			if u.open == nil || !u.open.HasFH || seen[u.open.Address] {
 				continue
 			}

@@ -24,6 +24,7 @@ type standIn struct {
 	conn    *fusedev.Conn
 	rec     *Record
 	restore bool // the connection is a new one, and the daemon never saw it
+	strict  bool // dump: the daemon goes on, and its counts of lookups must stay true
 
 	pause   func()        // lets the request that is being answered be the last one
 	failed  chan struct{} // closed when err is set

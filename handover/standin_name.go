@@ -55,6 +55,13 @@ func (s *standIn) lookup(req fusedev.Request) func() {
 		// It may well exist. Who is told otherwise would dump the wrong.
 		return s.errno(req, unix.EIO)
 	}
+	if s.strict {
+		// An error that takes no name away from anybody (fs/fuse/dir.c,
+		// fuse_dentry_revalidate).
+		s.failLocked(fmt.Errorf("thread %d looked for %q, node %d: the kernel would count one more than its daemon, which goes on, knows of",
+			req.TID(), name, child.ID))
+		return s.errno(req, unix.EINTR)
+	}
 	child.given++
 	s.told[child.ID] = true
 	o := s.entryOut(child)

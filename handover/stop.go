@@ -250,6 +250,11 @@ func (s *stopper) exchange(ctx context.Context) (err error) {
 	if err := devfuse.MakePlaceholders(s.census.devices); err != nil {
 		return err
 	}
+	if s.census.state.Partial {
+		if err := s.probe(); err != nil {
+			return err
+		}
+	}
 	s.records = s.looker.complete(s.census)
 	for _, r := range s.records {
 		if err := r.Check(); err != nil {
@@ -286,6 +291,7 @@ func (s *stopper) standFor(r *Record) error {
 			return fmt.Errorf("connection %d: %w", r.ID, err)
 		}
 		a := standInOn(conn, r, false)
+		a.strict = s.o.LeaveRunning
 		if err := a.start(); err != nil {
 			return errors.Join(err, conn.Close())
 		}

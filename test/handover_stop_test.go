@@ -74,6 +74,69 @@ func descriptorsOf(t *testing.T, pid int) (kinds []string) {
 	return slices.Compact(kinds)
 }
 
+// Several daemons in one tree: one is a client of another, one is not used.
+func TestStoppedInTheRightOrder(t *testing.T) {
+	k := rig.PodBindfs(t, "chain")
+	k.Command = strings.Fields("at=/mid /bin/bindfs -f /data /mid -- at=/other /bin/bindfs -f /data /other -- at=/mnt /bin/bindfs -f /mid /mnt")
+	k.Prepare = func(t rig.T, root string) {
+		rig.Mkdir(t, root, "mid")
+		rig.Mkdir(t, root, "other")
+	}
+	p := rig.StartPod(t, k, podClient)
+	p.Counter.ForgetPauses()
+	out := stopper(t, p, 5, time.Minute)
+	if n := strings.Count(out, "3 connections"); n != 5 {
+		t.Errorf("of 5 rounds, %d had 3 connections:\n%s", n, out)
+	}
+	p.Counter.CountsOn(30)
+	p.Counter.Check()
+	p.Counter.End(p.Data)
+}
+
+// Where BPF can't be used, the handles are asked for.
+func TestStoppedWithoutBPF(t *testing.T) {
+	t.Setenv("SPFS_TEST_NO_BPF", "1")
+	p := rig.StartPod(t, rig.PodWriteback(t, "writeback"), podClient)
+	stopper(t, p, 5, time.Minute)
+	p.Counter.CountsOn(30)
+	p.Counter.Check()
+	p.Counter.End(p.Data)
+}
+
+// A request that is not answered keeps the tree from being stopped: the error
+// says whose it is and who owes the answer, and all go on.
+func TestAnUnansweredRequestIsNamed(t *testing.T) {
+	p := rig.StartPod(t, rig.PodBindfs(t, "bindfs"), podClient)
+	daemon := p.Daemon()
+	if err := unix.Kill(daemon, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	last := p.Counter.Count()
+	rig.Await(t, time.Minute, func() bool { // until all of its workers wait
+		time.Sleep(50 * time.Millisecond)
+		was := last
+		last = p.Counter.Count()
+		return was == last
+	}, "the counter stands still")
+	out, err := exec.Command(rig.Build(t).Stopper, fmt.Sprint(p.PID), "1", "2s").CombinedOutput()
+	if err == nil {
+		t.Errorf("it was stopped: %s", out)
+	}
+	for _, want := range []string{"counter", fmt.Sprintf("process %d (bindfs)", daemon), "left to answer", "of connection"} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("it does not say %q:\n%s", want, out)
+		}
+	}
+	if err := unix.Kill(daemon, unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	p.Counter.CountsOn(30)
+	stopper(t, p, 1, time.Minute)
+	p.Counter.CountsOn(30)
+	p.Counter.Check()
+	p.Counter.End(p.Data)
+}
+
 // Killed at any moment, whoever stops a tree leaves one that runs on: the
 // keeper puts it back, and who has started a keeper if that is killed.
 func TestKilledWhileStopping(t *testing.T) {
