@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -34,7 +35,11 @@ func (r *run) stopHung(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if !more {
+		further, err := r.catchBystanders(ctx)
+		if err != nil {
+			return err
+		}
+		if !more && !further {
 			break
 		}
 		r.phase("looking again")
@@ -79,6 +84,25 @@ func (s *stopped) catch(ctx context.Context, users []*Process) (bool, error) {
 	return s.stopBy(ctx, users, (*ptrace.Tracer).Catch)
 }
 
+// catchBystanders is catch for those who only hang in the mount. Who can't be
+// stopped is left to itself.
+func (r *run) catchBystanders(ctx context.Context) (more bool, err error) {
+	for _, p := range r.plan.bystanders(r.stopped.pids()) {
+		caught, err := r.stopped.catch(ctx, []*Process{p})
+		if err != nil && ctx.Err() != nil {
+			return false, err
+		}
+		if err == nil && caught && r.stopped.process(p.PID) != nil {
+			more = true
+			if r.stopped.optional == nil {
+				r.stopped.optional = map[int]bool{}
+			}
+			r.stopped.optional[p.PID] = true
+		}
+	}
+	return more, nil
+}
+
 // rest waits for all threads of those that were caught.
 func (s *stopped) rest(ctx context.Context) error {
 	shares := make([][]*ptrace.Process, len(s.tracers))
@@ -90,8 +114,8 @@ func (s *stopped) rest(ctx context.Context) error {
 	for i, share := range shares {
 		g.Go(func() error {
 			for _, p := range share {
-				err := p.Rest(ctx)
-				if errors.Is(err, ptrace.ErrGone) {
+				err := s.restOne(ctx, p)
+				if errors.Is(err, ptrace.ErrGone) || err != nil && s.optional[p.PID] {
 					gone[i] = append(gone[i], p.PID)
 					continue
 				}
@@ -109,6 +133,19 @@ func (s *stopped) rest(ctx context.Context) error {
 		}
 	}
 	return err
+}
+
+// restTime is how long a process is waited for that only hangs in the mount: it
+// may be another that it hangs in.
+const restTime = time.Second
+
+func (s *stopped) restOne(ctx context.Context, p *ptrace.Process) error {
+	if s.optional[p.PID] {
+		var cancel func()
+		ctx, cancel = context.WithTimeout(ctx, restTime)
+		defer cancel()
+	}
+	return p.Rest(ctx)
 }
 
 // broken are the errors of calls whose request was ended: those of fuse itself

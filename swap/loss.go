@@ -2,6 +2,9 @@ package swap
 
 import (
 	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
 
 	"spfs/internal/fusectl"
 )
@@ -84,11 +87,20 @@ func (p *Plan) lost(usage *Usage) []Obstacle {
 	default:
 		return losses
 	}
+	named := false
 	eachWritten(func(process *Process, ino uint64, resource string, _ int64) {
 		if !told[ino] {
+			named = true
 			note(process, resource, reason)
 		}
 	})
+	if !named && len(losses) == 0 {
+		// It was closed since, or is being closed.
+		losses = append(losses, Obstacle{
+			Resource: "mount " + printable(p.From.Path), Reason: "a file that nobody has open: " + reason,
+			Remedy: lossRemedy, Loss: true,
+		})
+	}
 	return losses
 }
 
@@ -107,4 +119,18 @@ func oneOf(processes map[int]*Process, tasks []Task) *Process {
 		}
 	}
 	return nil
+}
+
+// zeros is a file of that size in which nothing is, in place of one that is lost.
+func zeros(size int64) (*os.File, error) {
+	fd, err := unix.MemfdCreate("spfs-lost", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("memfd_create: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "zeros")
+	if err := f.Truncate(size); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("%d bytes of zeros: %w", size, err)
+	}
+	return f, nil
 }

@@ -25,6 +25,7 @@ type stopped struct {
 	processes map[int]*ptrace.Process
 	tracerOf  map[int]int // by pid: an index of tracers
 	trace     *Trace
+	optional  map[int]bool      // those that need not be stopped
 	began     map[int]time.Time // when each was asked to stop
 }
 

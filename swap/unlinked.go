@@ -30,6 +30,7 @@ type unlinkedFile struct {
 	descriptions []*Description
 	mappings     []*Mapping
 	links        []string // that lead to it in /proc
+	lost         bool     // nobody has its content
 	other        *Mount   // another mount that it is reached through, if there is one
 }
 
@@ -107,7 +108,8 @@ func (p *Plan) unlinkedObstacles(u *Usage) ([]Obstacle, error) {
 		o := Obstacle{PID: f.task.PID, Process: processName(f.task.PID), Resource: f.resource()}
 		switch {
 		case p.Silent():
-			o.Reason, o.Remedy = "it is unlinked, and only the daemon of --from, which is silent, has its content", "let the daemon answer, or close it"
+			o.Reason, o.Remedy = "it is unlinked, and only the daemon of --from, which is silent, has its content", lossRemedy+", for zeros in its place"
+			o.Loss = true
 		case f.other != nil:
 			o.Reason, o.Remedy = "it is unlinked, and open through two mount points", "close one"
 		default:
@@ -171,6 +173,7 @@ func (r *run) recreate(ctx context.Context) error {
 		return err
 	}
 	for _, f := range files {
+		f.lost = r.plan.Silent()
 		type result struct {
 			made []*os.File
 			err  error
@@ -205,8 +208,10 @@ func (f *unlinkedFile) makeAnew(ctx context.Context) (made []*os.File, err error
 	if f.other != nil {
 		return nil, errors.New("it is open through two mount points")
 	}
-	if err := f.nameless(); err != nil {
-		return nil, err
+	if !f.lost {
+		if err := f.nameless(); err != nil {
+			return nil, err
+		}
 	}
 	source, err := f.source()
 	if err != nil {
@@ -214,7 +219,7 @@ func (f *unlinkedFile) makeAnew(ctx context.Context) (made []*os.File, err error
 	}
 	defer source.Close()
 	st, err := statNew(source)
-	if err != nil {
+	if err != nil || f.lost {
 		st = f.attr.Statx_t
 	}
 	place, err := f.directory()
@@ -266,6 +271,9 @@ func (f *unlinkedFile) makeAnew(ctx context.Context) (made []*os.File, err error
 // source opens f to be read, by itself if the daemon can still do that: a copy
 // of a description reads as well, if that may be read from.
 func (f *unlinkedFile) source() (*os.File, error) {
+	if f.lost {
+		return zeros(int64(f.attr.Size))
+	}
 	fd, err := unix.Open(f.links[0], unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err == nil {
 		return os.NewFile(uintptr(fd), f.path), nil

@@ -279,7 +279,13 @@ func TestSwapFromAHungDaemon(t *testing.T) {
 			for _, c := range all {
 				c.ready()
 			}
+			bystander := rig.StartPuppet(t)
+			bystander.Chdir(filepath.Dir(m.old))
+			m.put(t, "unseen", "x")
 			silence(t, m)
+			// One that holds nothing there.
+			passing := bystander.Start(unix.SYS_STAT, filepath.Base(m.old)+"/unseen", make([]byte, 144))
+			rig.Await(t, 10*time.Second, func() bool { return waits(bystander.PID) }, "the bystander waits")
 			var calls []*rig.Pending
 			for i, c := range all {
 				if i%3 == 2 {
@@ -290,6 +296,9 @@ func TestSwapFromAHungDaemon(t *testing.T) {
 				rig.Await(t, 10*time.Second, func() bool { return waits(c.PID) }, "process %d of kind %d waits", c.PID, i%5)
 			}
 			m.swapWith(t, "--abort").OK(t)
+			if ret, err := passing.Wait(); ret != 0 {
+				t.Errorf("the bystander's call: %d, %v", ret, err)
+			}
 			for i, c := range all {
 				if calls[i] != nil {
 					c.end(calls[i].Wait())
@@ -331,5 +340,31 @@ func keepConnection(t *testing.T, pid int) {
 	}
 	if kept == 0 {
 		t.Fatalf("process %d serves no connection", pid)
+	}
+}
+
+// The content of a file without a name goes with its daemon.
+func TestSwapFromADeadMountThatLosesAFile(t *testing.T) {
+	t.Parallel()
+	top := rig.Dir(t)
+	m := &mounts{data: rig.Mkdir(t, top, "data"), old: rig.Mkdir(t, top, "old"), new: rig.Mkdir(t, top, "new")}
+	m.put(t, "f", "0123456789")
+	// It does not rename what is unlinked and open, as bindfs does.
+	m.oldProc, m.newProc = rig.Loopback(t, m.data, m.old), rig.Bindfs(t, m.data, m.new)
+	m.note(t)
+	p := rig.StartPuppet(t)
+	fd := p.Open(m.old+"/f", unix.O_RDWR)
+	p.Seek(fd, 4, unix.SEEK_SET)
+	p.Must(unix.SYS_UNLINK, m.old+"/f")
+	m.oldProc.Kill()
+	m.swapWith(t).Refuses(t, fmt.Sprintf("%d (puppet)", p.PID), fmt.Sprintf("fd %d", fd), "unlinked", "--accept-loss")
+	if r := m.swapWith(t, "--accept-loss").OK(t); !strings.Contains(r.Stderr, "unlinked") {
+		t.Errorf("what is lost is not said: %q", r.Stderr)
+	}
+	if st := p.Fstat(fd); st.Dev != m.newDev || st.Size != 10 {
+		t.Errorf("it is on %s and of %d bytes, want %s and 10", devName(st.Dev), st.Size, devName(m.newDev))
+	}
+	if got := p.Read(fd, 3); got != "\x00\x00\x00" {
+		t.Errorf("it reads %q", got)
 	}
 }
