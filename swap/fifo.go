@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -255,29 +254,12 @@ func openEnd(d *Description) (*os.File, error) {
 }
 
 // dropPipes closes our copies of what the processes have by now: as long as
-// somebody has an end of a pipe open, the other does not see it closed. Those
-// of further threads are still to be sent.
+// somebody has an end of a pipe open, the other does not see it closed.
 func (r *run) dropPipes() {
-	needed := map[*os.File]bool{}
-	for _, t := range r.teams {
-		for _, list := range t.further {
-			for _, j := range list {
-				if j.table == nil {
-					continue
-				}
-				for _, fd := range j.table.FDs {
-					needed[fd.Description.Replacement] = true
-				}
-			}
-		}
-	}
-	r.made = slices.DeleteFunc(r.made, func(f *os.File) bool {
-		if needed[f] {
-			return false
-		}
+	for _, f := range r.made {
 		f.Close()
-		return true
-	})
+	}
+	r.made = nil
 }
 
 // noteOutsidePipe notes a description that is not to be swapped, if it is an

@@ -1,7 +1,6 @@
 package swap
 
 import (
-	"fmt"
 	"os"
 	"slices"
 )
@@ -21,10 +20,11 @@ type job struct {
 }
 
 // jobs divides u among as few threads as can do it. The first list holds at
-// most one job per process; they run at the same time. The second holds the
-// jobs of further threads of the same processes: two batches can't wait in the
-// slack of one vDSO, so those run after, one at a time.
-func jobs(u *Usage) (first, further []*job) {
+// most one job per process, that of the mappings if there are any; further holds,
+// by process, the jobs of other threads of it, with tables or directories of
+// their own. All run at the same time.
+func jobs(u *Usage) (first []*job, further map[int][]*job) {
+	further = map[int][]*job{}
 	// What few tasks share leaves the least choice, so it chooses first and
 	// what more of them share joins it.
 	type object struct {
@@ -61,44 +61,17 @@ next:
 		byTask[task] = j
 		order = append(order, j)
 	}
-	// Mappings must be in a first job: only those can go back.
 	slices.SortStableFunc(order, func(a, b *job) int { return rank(a) - rank(b) })
 	taken := map[int]bool{}
 	for _, j := range order {
 		if taken[j.task.PID] {
-			further = append(further, j)
+			further[j.task.PID] = append(further[j.task.PID], j)
 		} else {
 			taken[j.task.PID] = true
 			first = append(first, j)
 		}
 	}
 	return first, further
-}
-
-// furtherObstacles says what can't be left to a further job, which has no way
-// back: what may fail.
-func furtherObstacles(u *Usage) (list []Obstacle) {
-	_, further := jobs(u)
-	for _, j := range further {
-		if j.table == nil {
-			continue
-		}
-		refuse := func(d *Description, what string) {
-			list = append(list, Obstacle{
-				PID: j.task.PID, Process: processName(j.task.PID), Resource: fmt.Sprintf("thread %d → %s", j.task.TID, printable(d.Path)),
-				Reason: what + ", by a thread with a descriptor table of its own", Remedy: "release it",
-			})
-		}
-		for _, d := range j.table.early() {
-			refuse(d, "it is locked, or registered with an epoll")
-		}
-		for _, fd := range j.table.FDs {
-			if fd.Description.lease != nil {
-				refuse(fd.Description, "it has a lease")
-			}
-		}
-	}
-	return list
 }
 
 // put fills an empty slot.

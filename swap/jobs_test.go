@@ -51,7 +51,16 @@ func TestJobs(t *testing.T) {
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			first, further := jobs(&c.usage)
+			first, byProcess := jobs(&c.usage)
+			var further []*job
+			for pid, list := range byProcess {
+				for _, j := range list {
+					if j.task.PID != pid {
+						t.Errorf("a job of %v is among those of process %d", j.task, pid)
+					}
+				}
+				further = append(further, list...)
+			}
 			for _, l := range []struct {
 				name      string
 				got, want []job

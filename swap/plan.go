@@ -130,7 +130,6 @@ func (p *Plan) fill(ctx context.Context, usage *Usage) error {
 	p.inFlightObstacles()
 	err := p.opener.fill(ctx, usage)
 	p.Obstacles = append(p.Obstacles, p.opener.obstacles...)
-	p.Obstacles = append(p.Obstacles, furtherObstacles(usage)...)
 	p.Obstacles = append(p.Obstacles, signalObstacles(usage)...)
 	unlinked, unlinkedErr := p.unlinkedObstacles(usage)
 	p.Obstacles = append(p.Obstacles, unlinked...)

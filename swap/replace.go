@@ -23,6 +23,7 @@ type worker struct {
 	program *program
 	batch   *ptrace.Batch
 	channel *channel
+	last    bool // of its process
 	began   time.Time
 }
 
@@ -62,23 +63,15 @@ func (r *run) prepare(ctx context.Context) error {
 	r.teams = make([]team, len(r.stopped.tracers))
 	for _, j := range first {
 		t := &r.teams[r.stopped.tracerOf[j.task.PID]]
-		t.jobs = append(t.jobs, j)
-	}
-	for _, j := range further {
-		t := &r.teams[r.stopped.tracerOf[j.task.PID]]
-		if t.further == nil {
-			t.further = map[int][]*job{}
-		}
-		t.further[j.task.PID] = append(t.further[j.task.PID], j)
+		t.jobs = append(t.jobs, append([]*job{j}, further[j.task.PID]...))
 	}
 	return r.each(func(t *team) error { return r.prepareTeam(ctx, t) })
 }
 
 // team is the work of one tracer's processes.
 type team struct {
-	jobs    []*job         // one per process
-	further map[int][]*job // of further threads, by process
-	workers []*worker      // those of jobs that have started
+	jobs    [][]*job  // by process; the first is the one that maps, if any does
+	workers []*worker // those of jobs that have started
 }
 
 // each does something for all teams at the same time.
@@ -98,15 +91,10 @@ func (r *run) each(do func(*team) error) error {
 
 func (r *run) prepareTeam(ctx context.Context, t *team) error {
 	trace := r.options.Trace
-	for _, j := range t.jobs {
-		began := time.Now()
-		w, err := r.start(ctx, j)
-		if err != nil {
+	for _, jobs := range t.jobs {
+		if err := r.startAll(ctx, t, jobs); err != nil {
 			return err
 		}
-		w.began = began
-		t.workers = append(t.workers, w)
-		fault.Point("batch started")
 	}
 	for _, w := range t.workers {
 		if err := w.supply(ctx); err != nil {
@@ -133,8 +121,38 @@ func (r *run) prepareTeam(ctx context.Context, t *team) error {
 	return nil
 }
 
-// start sets j's batch going.
-func (r *run) start(ctx context.Context, j *job) (*worker, error) {
+// startAll sets the batches of one process going, and sees to it that its other
+// threads would not run on before their end even if we died.
+func (r *run) startAll(ctx context.Context, t *team, jobs []*job) error {
+	pid := jobs[0].task.PID
+	p := r.stopped.process(pid)
+	if th := threadOf(p, jobs[0].task.TID); th != nil {
+		// Without stations, a single batch does; its process is only not as
+		// well guarded against our death.
+		if err := p.MakeStations(ctx, th); err != nil && len(jobs) > 1 {
+			return fmt.Errorf("several threads of process %d have descriptor tables or directories of their own: %w", pid, err)
+		}
+	}
+	fault.Point("stations made")
+	for i, j := range jobs {
+		began := time.Now()
+		w, err := r.start(ctx, j, i == 0)
+		if err != nil {
+			return err
+		}
+		w.began, w.last = began, i == len(jobs)-1
+		t.workers = append(t.workers, w)
+		fault.Point("batch started")
+	}
+	if err := p.Park(); err != nil {
+		return fmt.Errorf("parking the threads of process %d: %w", pid, err)
+	}
+	fault.Point("threads parked")
+	return nil
+}
+
+// start sets j's batch going. The first of a process lets parked threads go.
+func (r *run) start(ctx context.Context, j *job, first bool) (*worker, error) {
 	p := r.stopped.process(j.task.PID)
 	th := threadOf(p, j.task.TID)
 	if th == nil {
@@ -160,7 +178,11 @@ func (r *run) start(ctx context.Context, j *job) (*worker, error) {
 		j.close()
 		return nil, fmt.Errorf("process %d: %d free descriptor numbers are needed, and %d are there", j.task.PID, n+1, room)
 	}
-	w := &worker{job: j, process: p, program: newProgram(j, r.verdict, room)}
+	var parked uint64
+	if first {
+		parked, _ = p.Parked()
+	}
+	w := &worker{job: j, process: p, program: newProgram(j, r.verdict, room, parked)}
 	if w.batch, err = th.Start(ctx, w.program.Program); err != nil {
 		j.close()
 		return nil, fmt.Errorf("starting a batch in process %d: %w", j.task.PID, err)
@@ -359,29 +381,6 @@ func (w *worker) wentBack(ctx context.Context) error {
 		return nil
 	}
 	return err
-}
-
-// runFurther does, after the verdict, what a further thread of a process needs.
-func (r *run) runFurther(ctx context.Context, j *job) error {
-	defer j.close()
-	w, err := r.start(ctx, j)
-	if err != nil {
-		return err
-	}
-	defer w.close()
-	err = w.supply(ctx)
-	if err == nil {
-		err = w.awaitReady(ctx)
-	}
-	if err == nil {
-		err = w.copySignals()
-	}
-	if err != nil {
-		w.hangUp()
-		return errors.Join(err, w.wentBack(ctx))
-	}
-	w.hangUp()
-	return w.batch.Wait(ctx)
 }
 
 // setPositions gives every replacement the old description's position and the

@@ -3,6 +3,7 @@ package swap
 import (
 	"bytes"
 	"encoding/binary"
+	"math"
 	"os"
 	"slices"
 	"strconv"
@@ -71,10 +72,13 @@ const (
 var noFD = []byte{0xff, 0xff, 0xff, 0xff}
 
 // newProgram writes the batch for j. room is how many further descriptors the
-// table has numbers for; the batch never holds more at a time.
-func newProgram(j *job, v *verdict, room int) *program {
+// table has numbers for; the batch never holds more at a time. parked is the
+// word that the process's other threads wait for; 0 if they don't.
+func newProgram(j *job, v *verdict, room int, parked uint64) *program {
 	p := &program{Program: ptrace.NewProgram()}
 	p.dot = p.String(".")
+	out := p.Label()
+	p.FailTo(out)
 
 	// The socket pair, as the beginning of a struct pollfd for our end.
 	p.pair = p.Data(binary.NativeEndian.AppendUint32(bytes.Repeat(noFD, 2), unix.POLLIN)) // events, then revents
@@ -115,7 +119,7 @@ func newProgram(j *job, v *verdict, room int) *program {
 	p.Syscall(unix.SYS_PPOLL, pollfd, ptrace.Const(1), ptrace.Const(0), ptrace.Const(0), ptrace.Const(8)).Ignore() // whatever ends the wait
 	said := p.Zero(4)
 	p.Syscall(unix.SYS_PREAD64, word.Int32(), said, ptrace.Const(4), ptrace.Const(0)).Name("reading the verdict")
-	forward, out := p.Label(), p.Label()
+	forward := p.Label()
 	p.BranchEqual(said, verdictForward, forward)
 	p.unwind()
 	p.Goto(out)
@@ -145,6 +149,9 @@ func newProgram(j *job, v *verdict, room int) *program {
 	}
 	p.closeFD(ours)
 	p.Bind(out)
+	if parked != 0 {
+		p.wake(ptrace.Const(parked), math.MaxInt32).Ignore()
+	}
 	return p
 }
 
@@ -175,13 +182,18 @@ const (
 	futexStore1 = 1 << 12 // FUTEX_OP(FUTEX_OP_SET, 1, FUTEX_OP_CMP_EQ, 0)
 )
 
-// tell stores 1 in a new word and wakes who waits for that: FUTEX_WAKE_OP
-// (kernel/futex/waitwake.c) does both.
+// tell stores 1 in a new word and wakes who waits for that.
 func (p *program) tell() ptrace.Ref {
 	word := p.Zero(4)
-	p.Syscall(unix.SYS_FUTEX, word, ptrace.Const(futexWakeOp), ptrace.Const(1), ptrace.Const(0),
-		word, ptrace.Const(futexStore1)).Name("futex")
+	p.wake(word, 1).Name("futex")
 	return word
+}
+
+// wake stores 1 in a word and wakes up to n that wait for that: FUTEX_WAKE_OP
+// (kernel/futex/waitwake.c) does both.
+func (p *program) wake(word ptrace.Arg, n int) *ptrace.Call {
+	return p.Syscall(unix.SYS_FUTEX, word, ptrace.Const(futexWakeOp), ptrace.Int(n), ptrace.Const(0),
+		word, ptrace.Const(futexStore1))
 }
 
 // did notes how to undo what the program has just done. From here on a failure

@@ -309,13 +309,12 @@ func (r *run) seeOff(ctx context.Context, t *team) error {
 		if err := w.batch.Wait(ctx); !w.program.relocks { // relock told it
 			errs = append(errs, err)
 		}
-		for _, j := range t.further[pid] {
-			errs = append(errs, r.runFurther(ctx, j))
-		}
 		fault.Point("batch over")
 		end()
-		errs = append(errs, r.stopped.release(pid))
-		fault.Point("let go")
+		if w.last {
+			errs = append(errs, r.stopped.release(pid))
+			fault.Point("let go")
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -37,7 +37,8 @@ func (th *Thread) Run(ctx context.Context, p *Program) (*Batch, error) {
 }
 
 // Start sets the thread going through the program and returns. All other
-// threads of the process stay stopped; its process has one batch at a time.
+// threads of the process stay stopped; its process has one batch at a time, and
+// one more for each thread with a station ([Process.MakeStations]).
 // When Start has returned, the program runs to its end whatever becomes of the
 // tracer.
 func (th *Thread) Start(ctx context.Context, p *Program) (*Batch, error) {
@@ -50,7 +51,11 @@ func (th *Thread) Start(ctx context.Context, p *Program) (*Batch, error) {
 			b.finish(err)
 			return err
 		}
-		th.p.batch = b
+		if th.station != (region{}) {
+			th.batch = b
+		} else {
+			th.p.batch = b
+		}
 		return nil
 	})
 	if err != nil {
@@ -280,44 +285,61 @@ func (b *Batch) stoppedAt(s stop) error {
 	return th.stoppedAgain()
 }
 
-// cancel ends the call that the thread waits in with EINTR, and gives the
+// cancel ends every call that the thread waits in with EINTR, and gives the
 // program a moment to end itself. Then it is broken off.
 func (b *Batch) cancel(cause error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), abandonTime)
 	defer cancel()
+	for {
+		err := b.nudge(ctx)
+		var late *TimeoutError
+		switch {
+		case err == nil:
+			return errors.Join(cause, b.failure()) // usually the call that was ended
+		case !errors.As(err, &late):
+			return errors.Join(cause, err)
+		case ctx.Err() != nil:
+			grace, cancel := context.WithTimeout(context.Background(), abandonTime)
+			defer cancel()
+			return errors.Join(cause, b.abandon(grace))
+		}
+		// It had not come yet to the call that it waits in now.
+	}
+}
+
+// nudgeTime is how long a program may take to end after a call of it was ended,
+// before it is looked at again.
+const nudgeTime = 20 * time.Millisecond
+
+// nudge ends the call that the thread waits in, if it does, and waits a moment
+// for the program's end.
+func (b *Batch) nudge(ctx context.Context) error {
 	th := b.in.th
-	err := b.in.halt(ctx)
-	if err != nil {
-		return errors.Join(cause, err)
+	if err := b.in.halt(ctx); err != nil {
+		return err
 	}
 	var r Regs
 	if err := th.readRegs(&r); err != nil {
-		return errors.Join(cause, err)
+		return err
 	}
-	if pc := programCounter(&r); b.in.place.has(pc) && pc < b.in.place.start+unmappedOffset {
-		if endCall(&r) {
-			if err := th.writeRegs(&r); err != nil {
-				return errors.Join(cause, err)
-			}
+	pc := programCounter(&r)
+	if !b.in.place.has(pc) || pc >= b.in.place.start+unmappedOffset {
+		return b.stoppedAt(stop{kind: stopEvent, sig: unix.SIGTRAP})
+	}
+	if endCall(&r) {
+		if err := th.writeRegs(&r); err != nil {
+			return err
 		}
-		if err := th.resume(unix.PTRACE_CONT, 0); err != nil {
-			return errors.Join(cause, err)
-		}
-		if err = b.wait(ctx); err == nil {
-			err = b.stopAtEnd(ctx)
-		}
-	} else {
-		err = b.stoppedAt(stop{kind: stopEvent, sig: unix.SIGTRAP})
 	}
-	if errors.Is(err, ErrTimeout) {
-		grace, cancel := context.WithTimeout(context.Background(), abandonTime)
-		defer cancel()
-		return errors.Join(cause, b.abandon(grace))
+	if err := th.resume(unix.PTRACE_CONT, 0); err != nil {
+		return err
 	}
-	if err == nil {
-		err = b.failure() // usually the call that was ended
+	moment, cancel := context.WithTimeout(ctx, nudgeTime)
+	defer cancel()
+	if err := b.wait(moment); err != nil {
+		return err
 	}
-	return errors.Join(cause, err)
+	return b.stopAtEnd(ctx)
 }
 
 // abandon stops the thread wherever it is in the program, and puts it back.
@@ -350,6 +372,9 @@ func (b *Batch) breakOff(ctx context.Context) error {
 func (b *Batch) finish(err error) error {
 	if b.in.th.p.batch == b {
 		b.in.th.p.batch = nil
+	}
+	if b.in.th.batch == b {
+		b.in.th.batch = nil
 	}
 	b.over = true
 	b.unmap()

@@ -34,15 +34,7 @@ func (th *Thread) enter(mapped uint64, linger time.Duration) (*injection, error)
 	if th.p.mem < 0 || th.gone || !th.stopped {
 		return nil, th.isGone()
 	}
-	if th.p.batch != nil {
-		return nil, fmt.Errorf("process %d: %w", th.p.PID, ErrBusy)
-	}
-	place, err := th.p.slack()
-	if errors.Is(err, errResidue) {
-		if err = th.p.cleanResidue(); err == nil {
-			place, err = th.p.slack()
-		}
-	}
+	place, err := th.place()
 	if err != nil {
 		return nil, err
 	}
@@ -77,6 +69,23 @@ func (th *Thread) enter(mapped uint64, linger time.Duration) (*injection, error)
 		}
 	}
 	return in, nil
+}
+
+// place returns where code may be put for the thread: nothing else is there.
+func (th *Thread) place() (region, error) {
+	if th.p.batch != nil && th.station == (region{}) || th.batch != nil {
+		return region{}, fmt.Errorf("process %d: %w", th.p.PID, ErrBusy)
+	}
+	if th.station != (region{}) {
+		return th.station, nil
+	}
+	place, err := th.p.slack()
+	if errors.Is(err, errResidue) {
+		if err = th.p.cleanResidue(); err == nil {
+			place, err = th.p.slack()
+		}
+	}
+	return place, err
 }
 
 // aim points the stopped thread at the code: it is going to make the given

@@ -22,7 +22,10 @@ type Process struct {
 	lost   bool   // a thread that was seized is gone
 	vdso   region // where code may be put; zero until looked for
 	loose  bool   // a thread was let go in the middle of a batch
-	batch  *Batch // under way; nil if none
+	batch  *Batch // under way in the vDSO; nil if none
+
+	stations *stations // nil if there are none
+	left     region    // stations of a tracer that died, while they are cleaned up
 
 	// remains is the leader if it has exited before the others. It is ours
 	// until it has been waited for.
@@ -42,6 +45,8 @@ type Thread struct {
 	hung    bool   // it hung in the kernel when it was caught
 	filters answer // whether it has seccomp filters
 	seen    *stop  // reported, and not looked at yet
+	station region // where else code of it may be put; zero if nowhere
+	batch   *Batch // under way there; nil if none
 }
 
 // Process returns the process the thread is of.
@@ -113,11 +118,17 @@ func (p *Process) Release() error {
 			return nil
 		}
 		var errs []error
+		ctx, cancel := context.WithTimeout(context.Background(), abandonTime)
+		defer cancel()
 		if p.batch != nil {
-			ctx, cancel := context.WithTimeout(context.Background(), abandonTime)
 			errs = append(errs, p.batch.abandon(ctx))
-			cancel()
 		}
+		for _, th := range p.Threads {
+			if th.batch != nil {
+				errs = append(errs, th.batch.abandon(ctx))
+			}
+		}
+		errs = append(errs, p.dismiss(ctx))
 		wait := reapTime
 		if p.hangs() {
 			wait = 0

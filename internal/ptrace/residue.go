@@ -39,37 +39,54 @@ func (p *Process) CleanResidue() (found bool, err error) {
 func (p *Process) FinishResidue(ctx context.Context) (found bool, err error) {
 	err = p.t.Do(func() error {
 		_, err := p.slack()
-		if errors.Is(err, ErrNoVDSO) || errors.Is(err, ErrNoSlack) {
-			return nil // then nothing of ours can be there
+		inVDSO := errors.Is(err, errResidue)
+		if err != nil && !inVDSO && !errors.Is(err, ErrNoVDSO) && !errors.Is(err, ErrNoSlack) {
+			return err
 		}
-		if !errors.Is(err, errResidue) {
+		area, inArea, err := p.findStations()
+		if err != nil || !inVDSO && !inArea {
 			return err
 		}
 		found = true
-		for _, th := range p.Threads {
-			if err := th.leaveResidue(ctx); err != nil {
-				return err
+		p.left = area
+		defer func() { p.left = region{} }()
+		// Those in the vDSO first: others may wait for their end.
+		for _, in := range []region{p.vdso, area} {
+			if inArea && in == area {
+				if err := p.openStations(area); err != nil {
+					return err
+				}
+			}
+			for _, th := range p.Threads {
+				if err := th.leaveResidue(ctx, in); err != nil {
+					return err
+				}
 			}
 		}
-		return p.cleanResidue()
+		if err := p.cleanResidue(); err != nil || !inArea {
+			return err
+		}
+		_, err = p.Leader().Syscall(ctx, unix.SYS_MUNMAP, area.start, area.end-area.start)
+		return err
 	})
 	return found, err
 }
 
 // leaveResidue lets the thread run until it is out of the code that a tracer
 // which died has left.
-func (th *Thread) leaveResidue(ctx context.Context) error {
+func (th *Thread) leaveResidue(ctx context.Context, where region) error {
 	for {
 		r := th.regs
-		if !th.p.vdso.has(programCounter(&r)) {
+		if !where.has(programCounter(&r)) {
 			return nil
 		}
 		if err := ctx.Err(); err != nil {
 			return th.timeout(err)
 		}
 		// Nothing but the last call's time limit, and that of a program's own
-		// ppoll for what a tracer would have sent, is of any length there.
-		if nr, ok := interrupted(&r); ok && nr == unix.SYS_PPOLL && endCall(&r) {
+		// ppoll for what a tracer would have sent, is of any length there; and a
+		// parked thread waits for a word.
+		if nr, ok := interrupted(&r); ok && (nr == unix.SYS_PPOLL || nr == unix.SYS_FUTEX) && endCall(&r) {
 			if err := th.writeRegs(&r); err != nil {
 				return err
 			}
@@ -99,7 +116,7 @@ func (p *Process) cleanResidue() error {
 		return fmt.Errorf("process %d: %w: a thread that was let go with it", p.PID, ErrResidueInUse)
 	}
 	for _, th := range p.Threads {
-		if p.vdso.has(programCounter(&th.regs)) {
+		if p.residueHas(programCounter(&th.regs)) {
 			return fmt.Errorf("thread %d of process %d: %w: it is there", th.TID, p.PID, ErrResidueInUse)
 		}
 	}
@@ -108,6 +125,9 @@ func (p *Process) cleanResidue() error {
 	}
 	return p.writeMem(p.vdso.start, make([]byte, p.vdso.end-p.vdso.start))
 }
+
+// residueHas says whether addr is in code that a tracer has left.
+func (p *Process) residueHas(addr uint64) bool { return p.vdso.has(addr) || p.left.has(addr) }
 
 // searchStacks looks for signal frames that return into the slack: a signal
 // that came while a batch without tracer was at its end interrupted it there,
@@ -133,7 +153,7 @@ func (p *Process) searchStacks() error {
 				return err
 			}
 			for w := b; len(w) >= 8; w = w[8:] {
-				if p.vdso.has(binary.LittleEndian.Uint64(w)) {
+				if p.residueHas(binary.LittleEndian.Uint64(w)) {
 					return fmt.Errorf("thread %d of process %d: %w: a signal handler returns to it", th.TID, p.PID, ErrResidueInUse)
 				}
 			}

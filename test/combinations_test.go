@@ -1,0 +1,6 @@
+//go:build !soak
+
+package test
+
+// everyCombination of a point and who is killed there is for "make soak".
+const everyCombination = false
