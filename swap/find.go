@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
 
+	"spfs/internal/fusestate"
 	"spfs/internal/mounts"
 )
 
@@ -43,6 +45,14 @@ type knowledge struct {
 	files  ranks[FDRef]
 	tasks  map[int]ranks[int] // by what kcmp compared
 
+	// With a reader, further looks ask the kernel who is to be looked at.
+	reader  *fusestate.Reader
+	members Members
+	users   map[int]bool   // processes that used the file system when they were read last
+	rest    map[int]*visit // and those that did not, but may have to do with it
+	proven  map[int]proven
+	hidden  []int // processes that could not be looked at
+
 	stopped map[int]bool   // processes that were stopped before this look
 	still   map[int]*visit // what was read of those that nobody can change
 }
@@ -69,7 +79,13 @@ func find(ctx context.Context, dev uint64, scope Scope, k *knowledge) (*Usage, e
 	if err != nil {
 		return nil, fmt.Errorf("mount namespaces: %w", err)
 	}
-	members, err := scope.resolve(first)
+	var before *kernelLook
+	if k.reader != nil && !first {
+		if before, err = look(k.reader, dev, slices.Collect(maps.Keys(k.users))); err != nil {
+			return nil, fmt.Errorf("who uses the file system by the kernel's tables: %w", err)
+		}
+	}
+	members, err := k.resolve(scope, before)
 	if err != nil {
 		return nil, err
 	}
@@ -79,7 +95,7 @@ func find(ctx context.Context, dev uint64, scope Scope, k *knowledge) (*Usage, e
 		return nil, err
 	}
 	defer s.owner.close()
-	readings, err := s.readAll(ctx, k, first)
+	readings, err := s.readAll(ctx, k, first, before)
 	if err != nil {
 		return nil, err
 	}
@@ -186,7 +202,38 @@ func newScanner(u *Usage, spaces []*mounts.Space) (*scanner, error) {
 
 // readAll reads every process of the machine. Unless self is set, our own is
 // left out: during a swap it holds copies of what it swaps.
-func (s *scanner) readAll(ctx context.Context, k *knowledge, self bool) ([]*reading, error) {
+// With a kernelLook, only those are read that it says may have to do with the
+// file system.
+func (s *scanner) readAll(ctx context.Context, k *knowledge, self bool, before *kernelLook) ([]*reading, error) {
+	var visits []*visit
+	var err error
+	if s.some = before != nil; s.some {
+		visits = k.visitsOf(before)
+	} else if visits, err = k.visitsOfAll(self); err != nil {
+		return nil, err
+	}
+	(&crew{ctx: ctx, visit: s.visit}).run(visits)
+	s.readHung(ctx, visits)
+	readings, err := s.settle(k, visits)
+	if err != nil {
+		return nil, err
+	}
+	if s.some && len(k.stopped) == 0 {
+		after, err := look(k.reader, s.dev, slices.Collect(maps.Keys(k.users)))
+		if err != nil {
+			return nil, fmt.Errorf("who uses the file system by the kernel's tables: %w", err)
+		}
+		if !agree(visits, before, after) {
+			k.reader = nil
+			return readings, ctx.Err()
+		}
+		k.prove(visits, before, after)
+	}
+	return readings, ctx.Err()
+}
+
+// visitsOfAll makes the visits of a look at everybody.
+func (k *knowledge) visitsOfAll(self bool) ([]*visit, error) {
 	proc, err := openProcDir("/proc")
 	if err != nil {
 		return nil, fmt.Errorf("open /proc: %w", err)
@@ -210,13 +257,29 @@ func (s *scanner) readAll(ctx context.Context, k *knowledge, self bool) ([]*read
 		}
 		visits = append(visits, v)
 	}
-	(&crew{ctx: ctx, visit: s.visit}).run(visits)
-	s.readHung(ctx, visits)
+	return visits, nil
+}
+
+// settle collects what the visits brought. If they were not of all, the others
+// have what they had.
+func (s *scanner) settle(k *knowledge, visits []*visit) ([]*reading, error) {
 	if k.kernel == nil {
 		k.kernel = map[int]uint64{}
 	}
 	k.hung, k.still = map[int]uint64{}, map[int]*visit{}
 	var readings []*reading
+	if s.some {
+		for _, v := range visits {
+			delete(k.rest, v.pid)
+		}
+		for _, v := range k.rest {
+			readings = append(readings, v.reading)
+		}
+		s.hidden = slices.Clone(k.hidden)
+	} else {
+		k.rest = map[int]*visit{}
+	}
+	k.users = map[int]bool{}
 	for _, v := range visits {
 		if v.stuck {
 			k.hung[v.pid] = v.inode
@@ -251,9 +314,17 @@ func (s *scanner) readAll(ctx context.Context, k *knowledge, self bool) ([]*read
 			}
 		}
 		readings = append(readings, r)
+		if r.uses() || len(r.obstacles) > 0 {
+			k.users[v.pid] = true
+		} else if r.kinds.any() {
+			k.rest[v.pid] = v
+		}
 	}
 	slices.SortFunc(readings, func(a, b *reading) int { return a.process.PID - b.process.PID })
-	return readings, ctx.Err()
+	if !s.some {
+		k.hidden = slices.Clone(s.hidden)
+	}
+	return readings, nil
 }
 
 // visit reads one process.
@@ -264,7 +335,7 @@ func (s *scanner) visit(w *reader, v *visit) {
 		return
 	}
 	defer dir.close()
-	r, m := s.readAgain(w, dir, v.before)
+	r, m := s.readAgain(w, dir, v.before, v.use)
 	if r != nil {
 		w.publish(v, func() { v.reading, v.memory = r, m })
 		return
@@ -339,8 +410,8 @@ func (s *scanner) readInfos(w *reader, pid int) *reading {
 
 // readAgain returns what was read before of a process that has been stopped
 // since, with that read anew which others can change; or nil, if all of it is
-// to be read.
-func (s *scanner) readAgain(w *reader, dir procDir, before *reading) (*reading, memoryRead) {
+// to be read. With a use, it was stopped after it was read, and has the same.
+func (s *scanner) readAgain(w *reader, dir procDir, before *reading, use *kernelUse) (*reading, memoryRead) {
 	if before == nil {
 		return nil, memoryRead{}
 	}
@@ -348,7 +419,8 @@ func (s *scanner) readAgain(w *reader, dir procDir, before *reading) (*reading, 
 	if err != nil {
 		return nil, memoryRead{}
 	}
-	if stat, err := parseStat(text); err != nil || stat.gone() {
+	stat, err := parseStat(text)
+	if err != nil || stat.gone() || use != nil && !before.sameTasks(dir, &stat, w) {
 		return nil, memoryRead{}
 	}
 	// The mounts are other objects in each look.
@@ -385,7 +457,7 @@ func (s *scanner) readAgain(w *reader, dir procDir, before *reading) (*reading, 
 	for i := range r.space.maps {
 		mount(&r.space.maps[i].mount)
 	}
-	if !known {
+	if !known || use != nil && !r.update(dir, use) {
 		return nil, memoryRead{}
 	}
 	refs := r.kinds.refs

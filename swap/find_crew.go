@@ -30,10 +30,11 @@ type crew struct {
 // ended.
 type visit struct {
 	pid     int
-	inode   uint64   // of its directory in /proc
-	brief   bool     // it got stuck before: it is not waited for as long
-	stopped bool     // by us, since before the look
-	before  *reading // what was read of it when it was stopped already, or nil
+	inode   uint64     // of its directory in /proc
+	brief   bool       // it got stuck before: it is not waited for as long
+	stopped bool       // by us, since before the look
+	before  *reading   // what was read of it that holds still, or nil
+	use     *kernelUse // if it was not stopped then: what it has now, and had
 	reading *reading
 	memory  memoryRead
 	err     error

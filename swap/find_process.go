@@ -120,6 +120,7 @@ type scanner struct {
 	mounts map[int]*Mount // of the file system, by mnt_id
 	owner  *owner         // asks as the mount's owner where root may not
 	hidden []int          // processes that can't be looked at
+	some   bool           // not all processes are read
 
 	// prompt says that statx with AT_STATX_DONT_SYNC asks no server, whatever
 	// is mounted on the machine. If not, only mount numbers are looked at.

@@ -28,7 +28,7 @@ func (a *assembly) addSockets(readings []*reading) {
 				holders[ino] = ref
 			}
 		}
-		if len(r.kinds.sockets) == 0 {
+		if len(r.kinds.sockets) == 0 || a.some && !r.uses() {
 			continue // whoever has bound one, has one: or it is in flight, which is an obstacle
 		}
 		path := fmt.Sprintf("/proc/%d/ns/net", r.process.PID)

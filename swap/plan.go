@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"spfs/internal/exit"
+	"spfs/internal/fusestate"
 	"spfs/internal/mounts"
 )
 
@@ -106,6 +107,18 @@ func (p *Plan) make(ctx context.Context) error {
 //
 // It returns a [*RefusedError] if something is in the way now.
 func (p *Plan) Refresh(ctx context.Context) error { return p.refresh(ctx, true) }
+
+// learn looks once more at those who use the old file system, while they run:
+// what the kernel's tables show to be the same when they are stopped need not
+// be read again then. Where the tables can't be read, it does nothing.
+func (p *Plan) learn(ctx context.Context) error {
+	reader, err := fusestate.Shared()
+	if err != nil {
+		return nil // /proc tells it all, if not as fast
+	}
+	p.known.reader = reader
+	return p.refresh(ctx, false)
+}
 
 // refresh is Refresh; unless final, everybody runs, and what is being written
 // to isn't compared.

@@ -88,6 +88,61 @@ func (s Scope) resolve(strict bool) (Members, error) {
 	return members, nil
 }
 
+// extend adds those of some processes to members that have come to the scope:
+// descendants of those in a tree, and processes in a cgroup.
+func (s Scope) extend(members Members, candidates []int) error {
+	if len(candidates) == 0 {
+		return nil
+	}
+	buf := make([]byte, 4096)
+	named := map[int]bool{} // for themselves, not with their descendants
+	for _, pid := range s.PIDs {
+		named[pid] = true
+	}
+	for _, pid := range s.Trees {
+		delete(named, pid)
+	}
+	proc, err := openProcDir("/proc")
+	if err != nil {
+		return fmt.Errorf("open /proc: %w", err)
+	}
+	defer proc.close()
+	for _, pid := range candidates {
+		var line []int // from pid up to who is in a tree
+		for at := pid; at > 0 && len(s.Trees) > 0; {
+			if members[at] && !named[at] {
+				for _, p := range line {
+					members[p] = true
+				}
+				break
+			}
+			line = append(line, at)
+			text, err := proc.record(strconv.Itoa(at)+"/status", buf)
+			if err != nil {
+				break // gone
+			}
+			p, _, err := parseKin(text)
+			if err != nil {
+				return fmt.Errorf("process %d: %w", at, err)
+			}
+			at = p.ppid
+		}
+	}
+	for _, path := range s.Cgroups {
+		in, err := cgroupMatcher(path)
+		if err != nil {
+			return err
+		}
+		for _, pid := range candidates {
+			text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+			if err == nil && in(string(text)) {
+				members[pid] = true
+			}
+		}
+	}
+	return nil
+}
+
 // kin is what /proc/PID/status tells of a process's place among others.
 type kin struct {
 	comm   string

@@ -140,11 +140,18 @@ func (s *stopped) stopBy(ctx context.Context, users []*Process, seize func(*ptra
 // stop stops everyone who uses the old mount, flushes it, and brings the plan
 // up to date, until neither a new user nor a new file to flush shows up.
 func (r *run) stop(ctx context.Context) error {
+	r.phase("looking who uses the mount")
+	if err := r.plan.learn(ctx); err != nil {
+		return err
+	}
 	r.phase("flushing")
 	// Once while everyone runs, so that little is left to do later.
 	if err := flushAll(ctx, r.plan); err != nil {
 		return err
 	}
+	// What the plan has thrown away is memory that is there: what is new has to
+	// be faulted in, page by page, and that takes longer than all the rest.
+	runtime.GC()
 	r.stopped = newStopped()
 	r.stopped.trace = r.options.Trace
 	if r.plan.abort {

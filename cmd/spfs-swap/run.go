@@ -13,6 +13,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"spfs/internal/control"
+	"spfs/internal/fusestate"
 	"spfs/internal/mounts"
 	"spfs/swap"
 )
@@ -78,6 +79,7 @@ func runSwap(c *cli.Context, command *attendant) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, unmount()) }()
+	fusestate.Preload() // while the plan is made
 	watched.phase("planning")
 	plan, err := newPlan(c)
 	if err != nil {

@@ -80,6 +80,15 @@ func (t *told) do(what, argument string) error {
 				unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_FIXED)
 		})
 		return nil
+	case "lock": // the last opened
+		return unix.FcntlFlock(uintptr(last()), unix.F_SETLK, &unix.Flock_t{Type: unix.F_WRLCK})
+	case "epoll": // that many
+		for range number {
+			if _, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+				return err
+			}
+		}
+		return nil
 	case "chdir":
 		return unix.Chdir(argument)
 	}

@@ -123,8 +123,8 @@ func (p *procReader) files(t Task, dir string, s *State) {
 		}
 		if dev, ok := p.mounts[info.mount]; ok {
 			s.Files = append(s.Files, File{
-				Task: t, FD: fd, Node: Node{Dev: dev, Ino: info.ino},
-				Open: Open{Flags: info.flags, Pos: info.pos, Mount: info.mount},
+				Task: t, FD: fd, CloseOnExec: info.flags&unix.O_CLOEXEC != 0, Node: Node{Dev: dev, Ino: info.ino},
+				Open: Open{Flags: info.flags &^ unix.O_CLOEXEC, Pos: info.pos, Mount: info.mount},
 			})
 		}
 		if info.device {

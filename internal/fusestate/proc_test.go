@@ -18,8 +18,7 @@ func TestProcAgrees(t *testing.T) {
 		var all []string
 		for _, f := range s.Files {
 			if f.PID == c.pid {
-				flags := f.Flags &^ unix.O_CLOEXEC // the descriptor's, not the description's
-				all = append(all, fmt.Sprintln("fd", f.TID, f.FD, f.Node.Dev, f.Ino, flags, f.Pos, f.Mount))
+				all = append(all, fmt.Sprintln("fd", f.TID, f.FD, f.CloseOnExec, f.Node.Dev, f.Ino, f.Flags, f.Pos, f.Mount))
 			}
 		}
 		for _, m := range s.Mappings {

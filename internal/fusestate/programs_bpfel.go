@@ -57,16 +57,16 @@ type programsDeviceRecord struct {
 }
 
 type programsFileRecord struct {
-	_     structs.HostLayout
-	Kind  uint32
-	Len   uint32
-	Tid   int32
-	Tgid  int32
-	Table uint64
-	Fd    uint32
-	Pad   uint32
-	Node  programsNode
-	Open  programsOpen
+	_           structs.HostLayout
+	Kind        uint32
+	Len         uint32
+	Tid         int32
+	Tgid        int32
+	Table       uint64
+	Fd          uint32
+	CloseOnExec uint32
+	Node        programsNode
+	Open        programsOpen
 }
 
 type programsMappingRecord struct {
@@ -97,6 +97,8 @@ type programsNode struct {
 	Generation uint32
 	Nlink      uint32
 	Mode       uint32
+	Locked     uint32
+	Pad        uint32
 }
 
 type programsOpen struct {
@@ -110,6 +112,12 @@ type programsOpen struct {
 	Mount     int32
 	HasFh     uint32
 	Pad       uint32
+}
+
+type programsOthersValue struct {
+	_     structs.HostLayout
+	Count uint64
+	Mix   uint64
 }
 
 type programsPlaceRecord struct {
@@ -189,6 +197,7 @@ type programsProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type programsMapSpecs struct {
 	Conns   *ebpf.MapSpec `ebpf:"conns"`
+	Others  *ebpf.MapSpec `ebpf:"others"`
 	Scratch *ebpf.MapSpec `ebpf:"scratch"`
 }
 
@@ -196,16 +205,18 @@ type programsMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type programsVariableSpecs struct {
-	DeviceRecord  *ebpf.VariableSpec `ebpf:"device_record_"`
-	FileRecord    *ebpf.VariableSpec `ebpf:"file_record_"`
-	FromAddress   *ebpf.VariableSpec `ebpf:"from_address"`
-	FromCount     *ebpf.VariableSpec `ebpf:"from_count"`
-	Left          *ebpf.VariableSpec `ebpf:"left"`
-	MappingRecord *ebpf.VariableSpec `ebpf:"mapping_record_"`
-	OnlyTid       *ebpf.VariableSpec `ebpf:"only_tid"`
-	PlaceRecord   *ebpf.VariableSpec `ebpf:"place_record_"`
-	Seen          *ebpf.VariableSpec `ebpf:"seen"`
-	TaskRecord    *ebpf.VariableSpec `ebpf:"task_record_"`
+	AnonymousDevice *ebpf.VariableSpec `ebpf:"anonymous_device"`
+	DeviceRecord    *ebpf.VariableSpec `ebpf:"device_record_"`
+	FileRecord      *ebpf.VariableSpec `ebpf:"file_record_"`
+	FromAddress     *ebpf.VariableSpec `ebpf:"from_address"`
+	FromCount       *ebpf.VariableSpec `ebpf:"from_count"`
+	Left            *ebpf.VariableSpec `ebpf:"left"`
+	MappingRecord   *ebpf.VariableSpec `ebpf:"mapping_record_"`
+	OnlyOthers      *ebpf.VariableSpec `ebpf:"only_others"`
+	OnlyTid         *ebpf.VariableSpec `ebpf:"only_tid"`
+	PlaceRecord     *ebpf.VariableSpec `ebpf:"place_record_"`
+	Seen            *ebpf.VariableSpec `ebpf:"seen"`
+	TaskRecord      *ebpf.VariableSpec `ebpf:"task_record_"`
 }
 
 // programsObjects contains all objects after they have been loaded into the kernel.
@@ -229,12 +240,14 @@ func (o *programsObjects) Close() error {
 // It can be passed to loadProgramsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type programsMaps struct {
 	Conns   *ebpf.Map `ebpf:"conns"`
+	Others  *ebpf.Map `ebpf:"others"`
 	Scratch *ebpf.Map `ebpf:"scratch"`
 }
 
 func (m *programsMaps) Close() error {
 	return _ProgramsClose(
 		m.Conns,
+		m.Others,
 		m.Scratch,
 	)
 }
@@ -243,16 +256,18 @@ func (m *programsMaps) Close() error {
 //
 // It can be passed to loadProgramsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type programsVariables struct {
-	DeviceRecord  *ebpf.Variable `ebpf:"device_record_"`
-	FileRecord    *ebpf.Variable `ebpf:"file_record_"`
-	FromAddress   *ebpf.Variable `ebpf:"from_address"`
-	FromCount     *ebpf.Variable `ebpf:"from_count"`
-	Left          *ebpf.Variable `ebpf:"left"`
-	MappingRecord *ebpf.Variable `ebpf:"mapping_record_"`
-	OnlyTid       *ebpf.Variable `ebpf:"only_tid"`
-	PlaceRecord   *ebpf.Variable `ebpf:"place_record_"`
-	Seen          *ebpf.Variable `ebpf:"seen"`
-	TaskRecord    *ebpf.Variable `ebpf:"task_record_"`
+	AnonymousDevice *ebpf.Variable `ebpf:"anonymous_device"`
+	DeviceRecord    *ebpf.Variable `ebpf:"device_record_"`
+	FileRecord      *ebpf.Variable `ebpf:"file_record_"`
+	FromAddress     *ebpf.Variable `ebpf:"from_address"`
+	FromCount       *ebpf.Variable `ebpf:"from_count"`
+	Left            *ebpf.Variable `ebpf:"left"`
+	MappingRecord   *ebpf.Variable `ebpf:"mapping_record_"`
+	OnlyOthers      *ebpf.Variable `ebpf:"only_others"`
+	OnlyTid         *ebpf.Variable `ebpf:"only_tid"`
+	PlaceRecord     *ebpf.Variable `ebpf:"place_record_"`
+	Seen            *ebpf.Variable `ebpf:"seen"`
+	TaskRecord      *ebpf.Variable `ebpf:"task_record_"`
 }
 
 // programsPrograms contains all programs after they have been loaded into the kernel.

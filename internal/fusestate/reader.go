@@ -20,10 +20,11 @@ import (
 type Reader struct {
 	programs                *ebpf.Collection
 	files, places, mappings *link.Iter
-	conns                   *ebpf.Map
+	conns, others           *ebpf.Map
 
-	mu  sync.Mutex
-	buf []byte
+	mu     sync.Mutex
+	buf    []byte
+	wanted []uint32 // what others has
 }
 
 // Load loads the programs into the kernel. It fails with [ErrNoBPF] where that
@@ -32,11 +33,29 @@ func Load() (*Reader, error) {
 	if os.Getenv(noBPF) != "" {
 		return nil, fmt.Errorf("%w: %s is set", ErrNoBPF, noBPF)
 	}
+	if err := checkPIDNamespace(); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNoBPF, err)
+	}
 	r, err := load(false)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNoBPF, err)
 	}
 	return r, nil
+}
+
+// checkPIDNamespace makes sure that the numbers of processes that the programs
+// tell mean the same to us: those of the first pid namespace, whose inode is
+// include/uapi/linux/nsfs.h PID_NS_INIT_INO.
+func checkPIDNamespace() error {
+	const first = "pid:[4026531836]"
+	own, err := os.Readlink("/proc/self/ns/pid")
+	if err != nil {
+		return fmt.Errorf("our pid namespace: %w", err)
+	}
+	if own != first {
+		return fmt.Errorf("we are in a pid namespace of our own, %s", own)
+	}
+	return nil
 }
 
 // load is Load. waiting takes the program for mappings that older kernels
@@ -78,9 +97,10 @@ func load(waiting bool) (_ *Reader, err error) {
 	if r.programs, err = ebpf.NewCollectionWithOptions(spec, options); err != nil {
 		return nil, fmt.Errorf("loading the programs: %w", err)
 	}
+	loaded := r
 	defer func() {
 		if err != nil {
-			r.Close()
+			loaded.Close()
 		}
 	}()
 	for _, i := range []struct {
@@ -91,7 +111,14 @@ func load(waiting bool) (_ *Reader, err error) {
 			return nil, fmt.Errorf("attaching %s: %w", i.program, err)
 		}
 	}
-	r.conns = r.programs.Maps["conns"]
+	r.conns, r.others = r.programs.Maps["conns"], r.programs.Maps["others"]
+	dev, err := anonymousDevice()
+	if err != nil {
+		return nil, err
+	}
+	if err = r.programs.Variables["anonymous_device"].Set(dev); err != nil {
+		return nil, fmt.Errorf("telling the program a device: %w", err)
+	}
 	return r, nil
 }
 
@@ -105,12 +132,16 @@ func (r *Reader) Close() {
 	r.programs.Close()
 }
 
-// Read looks at the whole machine.
-func (r *Reader) Read(parts Parts) (*State, error) {
+// Read looks at the whole machine. Of the processes pids it tells the Others
+// too, if parts has Files, and the mappings, if it has MappingsOf.
+func (r *Reader) Read(parts Parts, pids ...int) (*State, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err := r.forgetConns(); err != nil {
 		return nil, err
+	}
+	if err := r.wantOthers(pids); err != nil {
+		return nil, fmt.Errorf("telling the program of %d processes: %w", len(pids), err)
 	}
 	s := &State{}
 	for _, i := range []struct {
@@ -125,13 +156,25 @@ func (r *Reader) Read(parts Parts) (*State, error) {
 			return nil, fmt.Errorf("reading %s on FUSE: %w", i.what, err)
 		}
 	}
-	if parts&Mappings != 0 {
+	if parts&(Mappings|MappingsOf) != 0 {
+		var only uint32
+		if parts&Mappings == 0 {
+			only = 1
+		}
+		if err := r.programs.Variables["only_others"].Set(only); err != nil {
+			return nil, fmt.Errorf("telling the program whom to look at: %w", err)
+		}
 		if err := r.readMappings(s); err != nil {
 			return nil, fmt.Errorf("reading mappings of files on FUSE: %w", err)
 		}
 	}
 	if err := r.readConns(s); err != nil {
 		return nil, err
+	}
+	if parts&Files != 0 && len(pids) > 0 {
+		if err := r.readOthers(s); err != nil {
+			return nil, fmt.Errorf("reading what else %d processes have open: %w", len(pids), err)
+		}
 	}
 	return s, nil
 }
@@ -282,4 +325,58 @@ func (r *Reader) readConns(s *State) error {
 		}
 	}
 	return nil
+}
+
+// wantOthers makes the program count the others of pids only, from nothing.
+func (r *Reader) wantOthers(pids []int) error {
+	if len(r.wanted) > 0 {
+		if _, err := r.others.BatchDelete(r.wanted, nil); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return err
+		}
+	}
+	r.wanted = nil
+	if len(pids) == 0 {
+		return nil
+	}
+	wanted := make([]uint32, len(pids))
+	for i, pid := range pids {
+		wanted[i] = uint32(pid)
+	}
+	r.wanted = wanted
+	_, err := r.others.BatchUpdate(wanted, make([]programsOthersValue, len(wanted)), nil)
+	return err
+}
+
+func (r *Reader) readOthers(s *State) error {
+	s.Others = make(map[int]Others, len(r.wanted))
+	keys := make([]uint32, len(r.wanted))
+	values := make([]programsOthersValue, len(r.wanted))
+	var at ebpf.MapBatchCursor
+	for {
+		n, err := r.others.BatchLookup(&at, keys, values, nil)
+		for i := range n {
+			s.Others[int(keys[i])] = Others{values[i].Count, values[i].Mix}
+		}
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			return nil // that was all
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// anonymousDevice is the kernel's dev_t of the file system of files that are
+// none (fs/anon_inodes.c), which an eventfd is on.
+func anonymousDevice() (uint32, error) {
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		return 0, fmt.Errorf("eventfd: %w", err)
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return 0, fmt.Errorf("stat of an eventfd: %w", err)
+	}
+	return unix.Major(st.Dev)<<20 | unix.Minor(st.Dev), nil
 }

@@ -127,6 +127,53 @@ func TestOpenFilesAreWhatTheDaemonSaid(t *testing.T) {
 	}
 }
 
+func TestOthersTellWhatElseIsOpened(t *testing.T) {
+	r := reader(t)
+	second := startClient(t)
+	others := func(pid int) Others {
+		s, err := r.Read(Files, pid, second.pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(s.Others) != 2 {
+			t.Fatalf("of 2 processes, the others are %v", s.Others)
+		}
+		return s.Others[pid]
+	}
+	before := others(os.Getpid())
+	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	one := others(os.Getpid())
+	unix.Close(fd)
+	after := others(os.Getpid())
+	// The mix is another one each time: the iterator that we read is one, too.
+	if one.Count != before.Count+1 || after.Count != before.Count {
+		t.Errorf("before %v, with one more %v, after %v", before, one, after)
+	}
+	for _, n := range []uint64{3, 4} {
+		c := startClient(t, fmt.Sprint("epoll=", n))
+		if a, b := others(c.pid), others(c.pid); a != b || a.Count < n {
+			t.Errorf("of a client that has %d and does nothing, the others are %v, then %v", n, a, b)
+		}
+	}
+}
+
+func TestLocksAreSeen(t *testing.T) {
+	server := withFiles(t)
+	c := startClient(t, "rdwr="+server.path("file"), "lock=", "rdwr="+server.path("other"))
+	seen := map[int]bool{}
+	for _, f := range read(t, reader(t), Files).Files {
+		if f.PID == c.pid {
+			seen[f.FD] = f.Locked
+		}
+	}
+	if !seen[c.FDs[0]] || seen[c.FDs[1]] {
+		t.Errorf("the first of %v is locked, seen locked are %v", c.FDs, seen)
+	}
+}
+
 // What is looked up again counts again, and the daemon hears of each.
 func TestLookupsAreCounted(t *testing.T) {
 	server := withFiles(t)
@@ -188,6 +235,25 @@ func TestMappings(t *testing.T) {
 				t.Errorf("busy: %v", state.Busy)
 			}
 		})
+	}
+}
+
+func TestMappingsOfSome(t *testing.T) {
+	server := withFiles(t)
+	a := startClient(t, "rdonly="+server.path("other"), "map=3")
+	b := startClient(t, "rdonly="+server.path("other"), "map=2")
+	for name, reader := range map[string]func(testing.TB) *Reader{"now": reader, "older kernel": waitingReader} {
+		s, err := reader(t).Read(MappingsOf|Files, a.pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		of := map[int]int{}
+		for _, m := range s.Mappings {
+			of[m.PID]++
+		}
+		if len(of) != 1 || of[a.pid] != 3 {
+			t.Errorf("%s: asked for the 3 mappings of %d, found are %v (%d has 2)", name, a.pid, of, b.pid)
+		}
 	}
 }
 

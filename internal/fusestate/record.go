@@ -44,7 +44,7 @@ func (s *State) parse(b []byte) ([]resume, error) {
 			var r programsFileRecord
 			if ok = take(&r, b, size); ok {
 				s.Files = append(s.Files, File{
-					task(r.Tid, r.Tgid), int(r.Fd), r.Table,
+					task(r.Tid, r.Tgid), int(r.Fd), r.CloseOnExec != 0, r.Table,
 					node(&r.Node), open(&r.Open),
 				})
 			}
@@ -105,6 +105,7 @@ func node(n *programsNode) Node {
 		Address: n.Inode, Conn: n.Conn, Dev: device(n.Dev),
 		ID: n.Nodeid, Lookups: n.Nlookup, Generation: n.Generation,
 		Ino: n.Ino, OrigIno: n.OrigIno, Links: n.Nlink, Mode: n.Mode, Size: n.Size,
+		Locked: n.Locked != 0,
 	}
 }
 

@@ -10,7 +10,12 @@ const (
 	Files    Parts = 1 << iota // open files and open /dev/fuse, with their connections
 	Mappings                   // mappings
 	Places                     // working and root directories, executables
-	All      = Files | Mappings | Places
+
+	// MappingsOf is Mappings, but of the processes named only: walking those
+	// of all takes as long as they are many.
+	MappingsOf
+
+	All = Files | Mappings | Places
 )
 
 // State is what uses FUSE on the machine.
@@ -20,6 +25,11 @@ type State struct {
 	Mappings []Mapping
 	Places   []Place
 	Conns    []Conn // those of all of the above, in no order
+
+	// Others is, of the processes that were asked for, what else they have
+	// open that may have to do with files on FUSE: sockets, epolls, io_urings
+	// and the like.
+	Others map[int]Others
 
 	// Busy are processes whose mappings are not all in Mappings, since a task
 	// of each kept changing them, or holds their lock while it waits.
@@ -52,6 +62,10 @@ func (s *State) ConnOf(dev uint64) *Conn {
 	return nil
 }
 
+// Others stands for the open files of a process that are no files. It is
+// another one if any is opened, closed, or gets another number.
+type Others struct{ Count, Mix uint64 }
+
 // Task is the thread that something was found with. What threads share is
 // found once, with the leader if it has it.
 type Task struct {
@@ -73,6 +87,7 @@ type Node struct {
 	Links      uint32 // 0: unlinked
 	Mode       uint32 // type and permissions, as last heard
 	Size       int64  // as last heard, or as written since
+	Locked     bool   // it has locks or leases that the kernel knows of
 }
 
 // IsDir says whether the node is a directory.
@@ -95,8 +110,9 @@ type Open struct {
 // File is a descriptor of an open file on FUSE.
 type File struct {
 	Task
-	FD    int
-	Table uint64 // address of the descriptor table: tasks with the same share it
+	FD          int
+	CloseOnExec bool
+	Table       uint64 // address of the descriptor table: tasks with the same share it
 	Node
 	Open
 }

@@ -18,6 +18,7 @@ char its_license[] SEC("license") = "Dual MIT/GPL";
 #define S_IFREG 0100000
 #define S_IFDIR 0040000
 #define S_IFCHR 0020000
+#define S_IFSOCK 0140000
 #define EBUSY 16
 
 enum { FILE_RECORD = 1, DEVICE_RECORD, MAPPING_RECORD, PLACE_RECORD, BUSY_RECORD, MORE_RECORD };
@@ -28,6 +29,7 @@ struct node {
 	u64 nodeid, nlookup, ino, orig_ino;
 	s64 size;
 	u32 dev, generation, nlink, mode;
+	u32 locked, pad;
 };
 
 struct open {
@@ -43,7 +45,7 @@ struct file_record {
 	u32 kind, len;
 	s32 tid, tgid;
 	u64 table;
-	u32 fd, pad;
+	u32 fd, close_on_exec;
 	struct node node;
 	struct open open;
 };
@@ -118,11 +120,29 @@ struct {
 	struct conn_value *value;
 } scratch SEC(".maps");
 
+/* What else processes that the reader put there have open. */
+struct others_value {
+	u64 count, mix;
+};
+
+struct {
+	int (*type)[BPF_MAP_TYPE_HASH];
+	int (*max_entries)[65536];
+	int (*map_flags)[BPF_F_NO_PREALLOC];
+	u32 *key;
+	struct others_value *value;
+} others SEC(".maps");
+
+/* The device of files that are no files (fs/anon_inodes.c). */
+volatile u32 anonymous_device;
+
 /* Set before a run: of which task, if not of all, and from which address, how
  * many mappings lying below that. */
 volatile s32 only_tid;
 volatile u64 from_address;
 volatile u32 from_count;
+/* Whether only the processes in others are looked at. */
+volatile u32 only_others;
 /* How many mappings of a task have been seen. */
 volatile u32 seen;
 /* How many records one task may still have in this call of the program: what
@@ -285,6 +305,25 @@ INLINE int on_fuse(struct inode *inode)
 	return inode && inode->i_sb->s_magic == FUSE_SUPER_MAGIC;
 }
 
+/* is_locked says whether there are locks or leases (fs/locks.c). */
+static __attribute__((noinline)) u32 is_locked(struct inode *inode)
+{
+	struct list_head *flock = NULL, *posix = NULL, *lease = NULL;
+	struct file_lock_context *all = NULL;
+	void *at;
+
+	READ(all, inode, i_flctx); /* a number to the verifier, to calculate with */
+	if (!all)
+		return 0;
+	at = all;
+	READ(flock, all, flc_flock.next);
+	READ(posix, all, flc_posix.next);
+	READ(lease, all, flc_lease.next);
+	return (flock && flock != at + OFFSET(struct file_lock_context, flc_flock)) ||
+		(posix && posix != at + OFFSET(struct file_lock_context, flc_posix)) ||
+		(lease && lease != at + OFFSET(struct file_lock_context, flc_lease));
+}
+
 INLINE void fill_node(struct node *n, struct inode *inode)
 {
 	struct fuse_inode *fi = (void *)inode;
@@ -304,6 +343,8 @@ INLINE void fill_node(struct node *n, struct inode *inode)
 	n->generation = inode->i_generation;
 	n->nlink = inode->i_nlink;
 	n->mode = inode->i_mode;
+	n->locked = is_locked(inode);
+	n->pad = 0;
 }
 
 /* mount_id goes from the part of a struct mount that everybody sees to the
@@ -340,6 +381,21 @@ INLINE void fill_open(struct open *o, struct file *file, struct inode *inode)
 	}
 }
 
+/* close_on_exec reads the descriptor's bit (include/linux/fdtable.h). */
+static __attribute__((noinline)) u32 close_on_exec(struct task_struct *task, u32 fd)
+{
+	struct files_struct *files = NULL;
+	struct fdtable *table = NULL;
+	unsigned long *bits = NULL;
+	u64 word = 0;
+
+	READ(files, task, files);
+	READ(table, files, fdt);
+	READ(bits, table, close_on_exec);
+	bpf_probe_read_kernel(&word, sizeof(word), bits + fd / 64);
+	return word >> (fd % 64) & 1;
+}
+
 INLINE void file_of_fuse(struct bpf_iter__task_file *ctx, struct task_struct *task, struct file *file, struct inode *inode)
 {
 	struct file_record r;
@@ -350,7 +406,7 @@ INLINE void file_of_fuse(struct bpf_iter__task_file *ctx, struct task_struct *ta
 	r.tgid = task->tgid;
 	r.table = (u64)task->files;
 	r.fd = ctx->fd;
-	r.pad = 0;
+	r.close_on_exec = close_on_exec(task, ctx->fd);
 	fill_node(&r.node, inode);
 	fill_open(&r.open, file, inode);
 	note_conn(r.node.conn);
@@ -390,6 +446,25 @@ INLINE void device_of_fuse(struct bpf_iter__task_file *ctx, struct task_struct *
 	bpf_seq_write(ctx->meta->seq, &r, sizeof(r));
 }
 
+/* other counts a file that may have to do with those on FUSE all the same:
+ * sockets, epolls, io_urings and the like. */
+INLINE void other(struct bpf_iter__task_file *ctx, struct task_struct *task, struct inode *inode)
+{
+	struct others_value *v;
+	u32 tgid = task->tgid;
+	u64 file = 0, table = 0;
+
+	if ((inode->i_mode & S_IFMT) != S_IFSOCK && inode->i_sb->s_dev != anonymous_device)
+		return;
+	v = bpf_map_lookup_elem(&others, &tgid);
+	if (v) {
+		v->count++;
+		bpf_probe_read_kernel(&file, sizeof(file), &ctx->file);
+		READ(table, task, files);
+		v->mix += (file ^ (u64)ctx->fd << 32 ^ table >> 3) * 0x9e3779b97f4a7c15ULL;
+	}
+}
+
 SEC("iter/task_file")
 int fuse_files(struct bpf_iter__task_file *ctx)
 {
@@ -406,6 +481,8 @@ int fuse_files(struct bpf_iter__task_file *ctx)
 		file_of_fuse(ctx, task, file, inode);
 	else if (inode->i_rdev == FUSE_DEVICE && (inode->i_mode & S_IFMT) == S_IFCHR)
 		device_of_fuse(ctx, task, file);
+	else
+		other(ctx, task, inode);
 	return 0;
 }
 
@@ -507,6 +584,7 @@ int fuse_mappings(struct bpf_iter__task *ctx)
 	struct file *file;
 	struct inode *inode;
 	u64 more = 0;
+	u32 tgid;
 	int busy;
 
 	if (!task)
@@ -520,6 +598,9 @@ int fuse_mappings(struct bpf_iter__task *ctx)
 	} else {
 		leader = task->group_leader;
 		if (task != leader && mm == leader->mm)
+			return 0;
+		tgid = task->tgid;
+		if (only_others && !bpf_map_lookup_elem(&others, &tgid))
 			return 0;
 	}
 	left = RECORDS_OF_A_TASK;
@@ -557,6 +638,7 @@ int fuse_mappings_waiting(struct bpf_iter__task_vma *ctx)
 	struct task_struct *task = ctx->task;
 	struct inode *inode;
 	struct file *file;
+	u32 tgid;
 
 	if (!task || !vma)
 		return 0;
@@ -564,7 +646,10 @@ int fuse_mappings_waiting(struct bpf_iter__task_vma *ctx)
 	if (!file)
 		return 0;
 	inode = file->f_inode;
-	if (on_fuse(inode))
+	if (!on_fuse(inode))
+		return 0;
+	tgid = task->tgid;
+	if (!only_others || bpf_map_lookup_elem(&others, &tgid))
 		mapping(ctx->meta->seq, task, vma, file, inode);
 	return 0;
 }

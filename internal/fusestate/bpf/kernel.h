@@ -24,6 +24,7 @@ typedef unsigned long long u64;
 #define BPF_MAP_TYPE_HASH 1
 #define BPF_MAP_TYPE_PERCPU_ARRAY 6
 #define BPF_ANY 0
+#define BPF_F_NO_PREALLOC 1
 static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
 static long (*bpf_map_update_elem)(void *map, const void *key, const void *value, u64 flags) = (void *)2;
 static long (*bpf_probe_read_kernel)(void *to, u32 size, const void *from) = (void *)113;
@@ -73,6 +74,10 @@ struct super_block {
 	u32 s_time_gran;
 };
 
+struct file_lock_context {
+	struct list_head flc_flock, flc_posix, flc_lease;
+};
+
 struct inode {
 	u16 i_mode;
 	u32 i_rdev;
@@ -81,6 +86,7 @@ struct inode {
 	unsigned long i_ino;
 	s64 i_size;
 	struct super_block *i_sb;
+	struct file_lock_context *i_flctx;
 };
 
 struct dentry {
@@ -119,7 +125,13 @@ struct mm_struct {
 	int map_count;
 };
 
-struct files_struct;
+struct fdtable {
+	unsigned long *close_on_exec;
+};
+
+struct files_struct {
+	struct fdtable *fdt;
+};
 
 struct task_struct {
 	int pid, tgid;
