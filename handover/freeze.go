@@ -62,6 +62,9 @@ func findIce(pids []int) (*ice, error) {
 
 // close takes the tree in and freezes it. Its tasks are stopped.
 func (i *ice) close() error {
+	if err := i.note(); err != nil {
+		return err
+	}
 	for pid := range i.before {
 		if err := i.cgroup.Add(pid); err != nil && !errors.Is(err, unix.ESRCH) {
 			return err
@@ -73,7 +76,7 @@ func (i *ice) close() error {
 // open thaws the tree and puts its processes back to where they were. It may
 // be called whatever has been done.
 func (i *ice) open() error {
-	errs := []error{i.cgroup.Thaw()}
+	errs := []error{i.cgroup.Thaw(), i.cgroup.SetNote(nil)}
 	if !i.temporary {
 		return errors.Join(errs...)
 	}
@@ -81,8 +84,11 @@ func (i *ice) open() error {
 	errs = append(errs, err)
 	for _, pid := range members {
 		to := i.before[pid]
-		if to == nil {
+		if to == nil && len(i.before) > 0 {
 			to = i.before[slices.Min(slices.Collect(maps.Keys(i.before)))]
+		}
+		if to == nil {
+			continue
 		}
 		if err := to.Add(pid); err != nil && !errors.Is(err, unix.ESRCH) {
 			errs = append(errs, err)

@@ -46,14 +46,31 @@ func describe(pid int) string {
 	return fmt.Sprintf("process %d (%s)", pid, strings.TrimSpace(string(comm)))
 }
 
-// zombie says whether a process has ended and nobody has waited for it.
+// zombie says whether a process has ended, waited for or not.
 func zombie(pid int) bool {
+	fields, err := statOf(pid)
+	return err != nil || fields[0] == "Z" || fields[0] == "X"
+}
+
+// startOf tells a process from others that have its pid, at other times.
+func startOf(pid int) (string, error) {
+	fields, err := statOf(pid)
+	if err != nil {
+		return "", err
+	}
+	return fields[19], nil // the 22nd of proc_pid_stat(5)
+}
+
+// statOf returns the fields of /proc/PID/stat from the third on: the second, in
+// parentheses, may hold anything.
+func statOf(pid int) ([]string, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return true // waited for
+		return nil, err
 	}
-	// The name, in parentheses, may hold anything.
-	rest := b[strings.LastIndexByte(string(b), ')')+1:]
-	fields := strings.Fields(string(rest))
-	return len(fields) > 0 && (fields[0] == "Z" || fields[0] == "X")
+	fields := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
+	if len(fields) < 20 {
+		return nil, fmt.Errorf("/proc/%d/stat has too few fields", pid)
+	}
+	return fields, nil
 }

@@ -7,19 +7,25 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"spfs/criuhook"
+	"spfs/handover"
 	"spfs/internal/exit"
+	"spfs/internal/privilege"
 )
 
 var dumpCommand = &cli.Command{
 	Name:      "dump",
 	Usage:     "checkpoint a process tree that uses FUSE mounts, with CRIU",
-	UsageText: "spfs dump --tree PID --images-dir DIR [--leave-running] [--timeout TIME] [--criu PATH] [-- CRIU OPTIONS]",
+	UsageText: "spfs dump --tree PID --images-dir DIR [--leave-running] [--timeout TIME] [--criu PATH] [-- CRIU OPTIONS]\n   spfs dump --recover",
 	Description: `Writes CRIU's images of the tree into the image directory. Every FUSE
 mount in the tree's mount namespace is left out of them; what "spfs restore"
 must know of it goes into spfs.manifest beside them. The daemons may run
 outside the tree, or be part of it: then they are stopped after their clients,
 when every request is answered. Unless --leave-running is given the tree is
-killed. If the dump fails the tree runs on.
+killed. If the dump fails the tree runs on, and so it does if spfs is killed:
+another process of spfs keeps the tree, and puts it back.
+
+--recover lets trees go on that are frozen since both were killed. Their
+daemons have lost their connections then.
 
 CRIU's own options follow "--".
 
@@ -30,6 +36,7 @@ Example:
 		&cli.StringFlag{Name: "images-dir", Usage: "write the checkpoint into `DIR`, a directory that holds none yet"},
 		&cli.BoolFlag{Name: "leave-running", Usage: "let the tree go on afterwards"},
 		&cli.DurationFlag{Name: "timeout", Value: 10 * time.Second, Usage: "give up after `TIME` if a tree with its own FUSE daemons has not stopped"},
+		&cli.BoolFlag{Name: "recover", Usage: "let trees go on that were left frozen"},
 		criuFlag,
 	},
 	OnUsageError: usageError,
@@ -39,6 +46,9 @@ Example:
 var criuFlag = &cli.StringFlag{Name: "criu", Usage: "use the CRIU at `PATH` (default: beside spfs, then in $PATH)"}
 
 func dump(c *cli.Context) error {
+	if c.Bool("recover") {
+		return recoverTrees(c)
+	}
 	if c.Int("tree") <= 0 {
 		return exit.Usage("--tree PID is needed, a positive number")
 	}
@@ -69,4 +79,19 @@ func dump(c *cli.Context) error {
 		}
 	}
 	return nil
+}
+
+// recoverTrees says which trees were let go on.
+func recoverTrees(c *cli.Context) error {
+	if c.IsSet("tree") || c.IsSet("images-dir") || c.NArg() > 0 {
+		return exit.Usage("--recover goes alone")
+	}
+	if err := privilege.NeedRoot(); err != nil {
+		return err
+	}
+	all, err := handover.Recover()
+	for _, r := range all {
+		fmt.Printf("processes %v of cgroup %s go on\n", r.Processes, r.Cgroup)
+	}
+	return err
 }
