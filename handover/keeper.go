@@ -126,14 +126,19 @@ func (k *keeper) died(cause error) error {
 	return errors.Join(err, j.putBack())
 }
 
-// close waits for the keeper to end.
-func (k *keeper) close() error {
-	k.line.close()
-	k.files.Close()
+// dropJournal gives up what would be needed if the keeper died.
+func (k *keeper) dropJournal() {
 	if k.journal != nil {
 		k.journal.close()
 		k.journal = nil
 	}
+}
+
+// close waits for the keeper to end.
+func (k *keeper) close() error {
+	k.line.close()
+	k.files.Close()
+	k.dropJournal()
 	if k.cmd.ProcessState != nil {
 		return nil // it was waited for
 	}

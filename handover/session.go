@@ -115,6 +115,11 @@ func (s *Session) end(what, doing string) error {
 	if s.keeper == nil {
 		return nil
 	}
+	if what == toLose {
+		// Nothing is to be put back. As long as a device is open anywhere, its
+		// connection is not over, and what the keeper closes would ask it.
+		s.keeper.dropJournal()
+	}
 	_, err := s.keeper.ask(what)
 	err = errors.Join(err, s.keeper.close())
 	s.keeper = nil

@@ -223,6 +223,35 @@ func TestHandoverLeavesRunning(t *testing.T) {
 	}
 }
 
+// The same by the other strategy: the clients come back on a stub, the daemon
+// with its connection, and then the clients are swapped.
+func TestHandoverBySwap(t *testing.T) {
+	client := rig.CounterOptions{FDs: 3, Threads: 1, Children: 1} // no file without a name
+	for _, k := range pods(t) {
+		t.Run(k.Name, func(t *testing.T) {
+			p := rig.StartPod(t, k, client)
+			p.Counter.CountsOn(50)
+			var before state
+			for round := range rounds / 4 {
+				images := dumpPod(t, p)
+				restorePod(t, p, images, "--strategy", "swap")
+				p.Counter.CountsOn(20)
+				p.Counter.Verdict()
+				if round == 0 {
+					before = stateOf(t, p)
+				}
+				if t.Failed() {
+					t.Fatalf("in round %d; the pod says: %s", round, p.Log())
+				}
+				os.RemoveAll(images)
+			}
+			before.check(t, p)
+			p.Counter.Check()
+			p.Counter.End(p.Data)
+		})
+	}
+}
+
 // connections tells the descriptors of /dev/fuse in a pod's daemon, with their
 // flags and connections.
 func connections(t *testing.T, p *rig.Pod) string {

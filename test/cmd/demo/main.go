@@ -1,5 +1,6 @@
 // Command demo shows the main job, step by step: a process outlives its FUSE
-// mount, through a checkpoint and back. It is behind "make demo", and ends with
+// mount, through a checkpoint and back; and then one that has its FUSE daemon in
+// the same container. It is behind "make demo", and ends with
 // status 0 only if everything that it says has held.
 package main
 
@@ -17,6 +18,7 @@ func main() {
 		t.Cleanup(rig.RemoveBuilt)
 		d := &demo{t: t, began: time.Now()}
 		d.run()
+		d.pod()
 	}))
 }
 
