@@ -57,10 +57,11 @@ func (s *standIn) lookup(req fusedev.Request) func() {
 	}
 	if s.strict {
 		// An error that takes no name away from anybody (fs/fuse/dir.c,
-		// fuse_dentry_revalidate).
+		// fuse_dentry_revalidate). EINTR is another, but many programs
+		// would try again for as long as they get it.
 		s.failLocked(fmt.Errorf("thread %d looked for %q, node %d: the kernel would count one more than its daemon, which goes on, knows of",
 			req.TID(), name, child.ID))
-		return s.errno(req, unix.EINTR)
+		return s.errno(req, unix.ENOMEM)
 	}
 	child.given++
 	s.told[child.ID] = true

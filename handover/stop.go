@@ -363,8 +363,12 @@ func (s *stopper) letGoWithin(patience time.Duration) error {
 		}
 	}
 	for _, a := range s.standIns {
-		_, err := a.endDump()
+		t, err := a.endDump()
 		errs = append(errs, err)
+		if len(t.lookups) > 0 {
+			errs = append(errs, fmt.Errorf("connection %d: %d files were looked up while the daemon was stopped; it may be told to forget them once too often, and had best be started anew",
+				a.rec.ID, len(t.lookups)))
+		}
 	}
 	s.standIns = nil
 	if s.ice != nil {
