@@ -58,6 +58,7 @@ func (a *assembly) add(readings []*reading) {
 	})
 	a.addTables(users)
 	a.addEpolls(readings)
+	a.addInotifies(readings)
 	a.addContexts(users)
 	a.addSpaces(users)
 	a.addSockets(readings)
@@ -124,7 +125,7 @@ func (a *assembly) addTables(readings []*reading) {
 	var tables []tableRead
 	for _, r := range readings {
 		for _, t := range r.tables {
-			if len(t.fds) > 0 {
+			if len(t.fds) > 0 || r.watchesFor(&t) {
 				tables = append(tables, t)
 			}
 		}

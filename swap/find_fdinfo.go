@@ -2,9 +2,12 @@ package swap
 
 import (
 	"bytes"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"strconv"
+
+	"spfs/internal/mounts"
 )
 
 // fdInfo is what /proc/PID/fdinfo/N tells: of any descriptor, and what some
@@ -37,6 +40,11 @@ type watch struct {
 	fd     int
 	events uint32
 	data   uint64
+
+	// Of an inotify: the watch's number, for which events, of which file.
+	wd     int
+	mask   uint32
+	handle mounts.Handle
 }
 
 var errFDInfo = errors.New("not understood")
@@ -128,6 +136,23 @@ func parseWatch(kind string, text []byte) watch {
 		case "mnt_id":
 			if id, err := strconv.ParseInt(string(value), 16, 64); err == nil {
 				w.mount = int(id)
+			}
+		case "wd":
+			if wd, err := strconv.ParseInt(string(value), 16, 32); err == nil && wd > 0 {
+				w.wd = int(wd)
+			}
+		case "mask":
+			if mask, err := strconv.ParseUint(string(value), 16, 32); err == nil {
+				w.mask = uint32(mask)
+			}
+		case "fhandle-type":
+			if kind, err := strconv.ParseInt(string(value), 16, 32); err == nil {
+				w.handle.Type = int32(kind)
+			}
+		case "f_handle":
+			const most = 128 // MAX_HANDLE_SZ, include/linux/exportfs.h
+			if b, err := hex.DecodeString(string(value)); err == nil && len(b) <= most {
+				w.handle.Bytes = string(b)
 			}
 		}
 	}

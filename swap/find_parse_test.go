@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"spfs/internal/mounts"
 )
 
 func TestParseFDInfo(t *testing.T) {
@@ -21,10 +23,12 @@ func TestParseFDInfo(t *testing.T) {
 			fdInfo{flags: 2, mount: 31, locks: []string{"FLOCK ADVISORY WRITE 123 00:2d:5 0 EOF", "POSIX ADVISORY READ 123 00:2d:5 0 9"}}},
 		"epoll": {"pos:\t0\nflags:\t02\nmnt_id:\t15\nino:\t1\ntfd:        5 events:       19 data:                5  pos:0 ino:7 sdev:2d\n",
 			fdInfo{flags: 2, mount: 15, ino: 1, watches: []watch{{kind: "epoll", sdev: 0x2d, hasDev: true, fd: 5, events: 0x19, data: 5}}}},
-		"inotify": {"pos:\t0\nflags:\t02\nmnt_id:\t15\ninotify wd:1 ino:2 sdev:2d mask:100 ignored_mask:0 fhandle-bytes:8\n",
-			fdInfo{flags: 2, mount: 15, watches: []watch{{kind: "inotify", sdev: 0x2d, hasDev: true}}}},
+		"inotify": {"pos:\t0\nflags:\t02\nmnt_id:\t15\ninotify wd:1a ino:2 sdev:2d mask:100 ignored_mask:0 fhandle-bytes:2 fhandle-type:81 f_handle:00ff\n",
+			fdInfo{flags: 2, mount: 15, watches: []watch{{
+				kind: "inotify", sdev: 0x2d, hasDev: true, wd: 26, mask: 0x100, handle: mounts.Handle{Type: 0x81, Bytes: "\x00\xff"},
+			}}}},
 		"fanotify": {"pos:\t0\nflags:\t02\nmnt_id:\t15\nfanotify flags:0 event-flags:0\nfanotify mnt_id:1f mflags:0 mask:8 ignored_mask:0\nfanotify sdev:2d mflags:0\n",
-			fdInfo{flags: 2, mount: 15, watches: []watch{{kind: "fanotify", mount: 31}, {kind: "fanotify", sdev: 0x2d, hasDev: true}}}},
+			fdInfo{flags: 2, mount: 15, watches: []watch{{kind: "fanotify", mount: 31, mask: 8}, {kind: "fanotify", sdev: 0x2d, hasDev: true}}}},
 		"io_uring": {"pos:\t0\nflags:\t02\nmnt_id:\t15\nSqMask:\t0x7\nUserFiles:\t2\n    0: /mnt/a\\040b\n    1: <none>\nUserBufs:\t0\n",
 			fdInfo{flags: 2, mount: 15, uring: true, files: []string{"/mnt/a b"}}},
 		"socket":    {"pos:\t0\nflags:\t02\nmnt_id:\t9\nino:\t77\nscm_fds: 3\n", fdInfo{flags: 2, mount: 9, ino: 77, unixSock: true, scmFDs: 3}},

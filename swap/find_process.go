@@ -42,6 +42,8 @@ type kindsRead struct {
 	epollFDs []FDRef // to be read if the process uses the file system
 	epolls   []epollRead
 
+	inotifies []inotifyRead
+
 	obstacles []Obstacle
 	doubts    []Obstacle // obstacles if the process uses the file system
 }
@@ -87,7 +89,7 @@ type mapRead struct {
 
 // uses says whether the process holds anything of the file system.
 func (r *reading) uses() bool {
-	if r.exe != nil || len(r.space.maps) > 0 {
+	if r.exe != nil || len(r.space.maps) > 0 || len(r.kinds.inotifies) > 0 {
 		return true
 	}
 	for _, t := range r.tables {
@@ -284,6 +286,7 @@ func (k *kindsRead) add(part *kindsRead) {
 	k.doubts = append(k.doubts, part.doubts...)
 	k.epollFDs = append(k.epollFDs, part.epollFDs...)
 	k.epolls = append(k.epolls, part.epolls...)
+	k.inotifies = append(k.inotifies, part.inotifies...)
 	k.uring = k.uring || part.uring
 	k.servers = k.servers || part.servers
 	if k.sockets == nil {
@@ -497,10 +500,11 @@ func (s *scanner) readKind(k *kindsRead, p *Process, ref FDRef, info *fdInfo) {
 	if kinds["epoll"] > 0 {
 		k.epolls = append(k.epolls, epollRead{ref, info.watches})
 	}
-	for _, kind := range []string{"inotify", "fanotify"} {
-		if n := kinds[kind]; n > 0 {
-			obstacle(name+" ("+kind+")", fmt.Sprintf("it watches %d of the mount's files, and would go on watching the old ones", n), "remove the watches or stop the process")
-		}
+	if kinds["inotify"] > 0 {
+		k.readInotify(s.dev, ref, info, obstacle)
+	}
+	if n := kinds["fanotify"]; n > 0 {
+		obstacle(name+" (fanotify)", fmt.Sprintf("it has %d marks on the mount or its files: events of it hold files of the old ones", n), "remove the marks or stop the process")
 	}
 	if info.uring {
 		k.uring = true

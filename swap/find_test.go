@@ -349,9 +349,10 @@ func TestFindObstacles(t *testing.T) {
 			const guardInstall = 102 // MADV_GUARD_INSTALL of include/uapi/asm-generic/mman-common.h
 			p.Must(unix.SYS_MADVISE, int(at), pageSize, guardInstall)
 		}, "guard regions"},
-		"inotify": {func(t *testing.T, p *rig.Puppet) {
-			p.Must(unix.SYS_INOTIFY_ADD_WATCH, p.Must(unix.SYS_INOTIFY_INIT1, 0), old+"/dir", unix.IN_CREATE)
-		}, "inotify"},
+		"fanotify": {func(t *testing.T, p *rig.Puppet) {
+			fd := p.Must(unix.SYS_FANOTIFY_INIT, unix.FAN_CLASS_NOTIF, 0)
+			p.Must(unix.SYS_FANOTIFY_MARK, fd, unix.FAN_MARK_ADD|unix.FAN_MARK_MOUNT, unix.FAN_OPEN, unix.AT_FDCWD, old)
+		}, "fanotify"},
 		"epoll": {func(t *testing.T, p *rig.Puppet) {
 			ep := p.Must(unix.SYS_EPOLL_CREATE1, 0)
 			fd := p.Open(old+"/file", unix.O_RDONLY)

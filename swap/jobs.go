@@ -10,6 +10,7 @@ import (
 type job struct {
 	task    Task
 	table   *FDTable      // nil if there is nothing to do
+	spare   int           // a number that the table does not have
 	context *FSContext    // likewise
 	space   *AddressSpace // likewise
 

@@ -45,6 +45,8 @@ type Plan struct {
 	// Refresh, and only ever adds to it.
 	Stopped map[int]bool
 
+	handled map[mounts.Handle]mounts.Handled // what is watched
+
 	opener *opener
 	known  *knowledge
 
@@ -141,6 +143,10 @@ func (p *Plan) fill(ctx context.Context, usage *Usage) error {
 	p.judgeOld(usage)
 	p.Obstacles = append([]Obstacle(nil), usage.Obstacles...)
 	p.inFlightObstacles()
+	p.resolveWatches(ctx, usage)
+	if !p.opener.final {
+		p.Obstacles = append(p.Obstacles, eventObstacles(ctx, usage)...)
+	}
 	err := p.opener.fill(ctx, usage)
 	p.Obstacles = append(p.Obstacles, p.opener.obstacles...)
 	p.Obstacles = append(p.Obstacles, signalObstacles(usage)...)
@@ -158,6 +164,7 @@ func (p *Plan) Close() {
 	if p.opener != nil {
 		p.opener.close()
 	}
+	p.closeHandled()
 	p.known.close()
 }
 

@@ -318,7 +318,7 @@ func (o *opener) jobs(usage *Usage) []*opening {
 			jobs = append(jobs, exeJob(s))
 		}
 	}
-	return jobs
+	return append(jobs, o.watchJobs(usage)...)
 }
 
 // mappingJobs makes one job for all mappings of one file in an address space.

@@ -174,9 +174,15 @@ func (r *run) start(ctx context.Context, j *job, first bool) (*worker, error) {
 	if err != nil {
 		return nil, err
 	}
-	if n := len(j.table.early()); n >= room {
+	watched := len(j.table.watchFiles())
+	if n := len(j.table.early()) + watched; n >= room {
 		j.close()
 		return nil, fmt.Errorf("process %d: %d free descriptor numbers are needed, and %d are there", j.task.PID, n+1, room)
+	} else if watched > 0 {
+		if j.spare, err = spareNumber(j.task, n+ownNumbers); err != nil {
+			j.close()
+			return nil, err
+		}
 	}
 	var parked uint64
 	if first {
@@ -219,6 +225,10 @@ func (j *job) holdDirectories() error {
 	return nil
 }
 
+// ownNumbers is how many descriptors a batch has beside those of files: the
+// pair, the verdict, the four directories, the program, and one to spare.
+const ownNumbers = 9
+
 // roomFor tells for how many further descriptors task's table has numbers.
 func roomFor(task Task) (int, error) {
 	limit, err := openFilesLimit(task.PID)
@@ -229,12 +239,10 @@ func roomFor(task Task) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("counting the descriptors of process %d: %w", task.PID, err)
 	}
-	// The pair, the verdict, the four directories, and the program.
-	const own = 8
-	free := limit - open - own
+	free := limit - open - ownNumbers
 	if free < 1 {
 		return 0, fmt.Errorf("process %d: %d of %d descriptors are open, and %d free ones are needed",
-			task.PID, open, limit, own+1)
+			task.PID, open, limit, ownNumbers+1)
 	}
 	return free, nil
 }

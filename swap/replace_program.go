@@ -111,6 +111,7 @@ func newProgram(j *job, v *verdict, room int, parked uint64) *program {
 		p.receiveEarly(j.table)
 		p.takeLocks(j.table)
 		p.tryRegistrations(j.table)
+		p.moveWatches(j.table, j.spare)
 		p.askSignals(j.table)
 	}
 

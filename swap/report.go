@@ -43,7 +43,7 @@ type ProcessReport struct {
 
 // Hold is one thing that a process holds.
 type Hold struct {
-	Kind       string `json:"kind"` // "fd", "cwd", "root", "exe" or "mapping"
+	Kind       string `json:"kind"` // "watch" (of an inotify), "fd", "cwd", "root", "exe" or "mapping"
 	FDs        []int  `json:"fds,omitempty"`
 	Thread     int    `json:"thread,omitempty"` // of a table or directory that not all threads share
 	Start      string `json:"start,omitempty"`  // of a mapping, in hex
@@ -60,7 +60,7 @@ type Hold struct {
 func (h *Hold) Name() string {
 	name := h.Kind
 	switch h.Kind {
-	case "fd":
+	case "fd", "watch":
 		numbers := make([]string, len(h.FDs))
 		for i, n := range h.FDs {
 			numbers[i] = strconv.Itoa(n)
@@ -166,7 +166,13 @@ func (u *Usage) holds(planned bool) map[int][]Hold {
 			if d.attr.unlinked {
 				action = "made anew, as it is unlinked"
 			}
-			add(t.Tasks, h, d.Replacement != nil || d.attr.unlinked, action)
+			add(t.Tasks, h, d.Replacement != nil || d.attr.unlinked, action+t.extras(d))
+		}
+		for _, in := range t.inotifies {
+			for _, w := range in.watches {
+				h := Hold{Kind: "watch", FDs: []int{in.fd}, Path: w.Path, Access: "number " + strconv.Itoa(w.Number)}
+				add(t.Tasks, h, w.Replacement != nil, "made again")
+			}
 		}
 	}
 	for _, c := range u.Contexts {
@@ -202,6 +208,25 @@ func (u *Usage) holds(planned bool) map[int][]Hold {
 		slices.SortStableFunc(list, func(a, b Hold) int { return cmp.Compare(a.Thread, b.Thread) })
 	}
 	return holds
+}
+
+// extras says what else is done about what the table has of d.
+func (t *FDTable) extras(d *Description) (s string) {
+	for _, l := range t.locks {
+		if l.description == d {
+			s += ", locked again"
+			break
+		}
+	}
+	if d.lease != nil {
+		s += ", its lease taken"
+	}
+	for _, r := range t.epolls {
+		if r.description == d {
+			return s + ", registered with its epoll"
+		}
+	}
+	return s
 }
 
 // access is how a description may be used.

@@ -175,7 +175,7 @@ func (r *run) upToCommit(ctx context.Context) (err error) {
 		return err
 	}
 	fault.Point("gate opened")
-	if err := r.stop(ctx); err != nil {
+	if err := r.stopInQuiet(ctx); err != nil {
 		return err
 	}
 	fault.Point("all stopped")

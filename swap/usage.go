@@ -18,6 +18,7 @@ type Usage struct {
 	Tables       []*FDTable
 	Contexts     []*FSContext
 	Spaces       []*AddressSpace
+	Watches      []*Watch
 	Obstacles    []Obstacle // what can't be swapped
 	Servers      []int      // processes that hold the file system's /dev/fuse
 	Hidden       []int      // processes that can't be looked at
@@ -94,6 +95,8 @@ type FDTable struct {
 
 	locks  []heldLock // taken through its descriptors
 	epolls []registration
+
+	inotifies []*inotify
 }
 
 // FD is one descriptor of a table.

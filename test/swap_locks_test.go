@@ -175,6 +175,26 @@ func TestSwapKeepsPOSIXLocks(t *testing.T) {
 	}
 }
 
+// A thread with a descriptor table of its own has locks of its own.
+func TestSwapKeepsLocksOfThreads(t *testing.T) {
+	t.Parallel()
+	m := bindfsTwice(t)
+	m.put(t, "f", "0123456789")
+	p := rig.StartPuppet(t)
+	locked(t, p, p.Open(m.old+"/f", unix.O_RDWR), unix.F_SETLK, unix.F_WRLCK, 0, 2)
+	th := p.Spawn(threadOf | unix.CLONE_FS)
+	fd := th.Open(m.old+"/f", unix.O_RDWR)
+	locked(t, th, fd, unix.F_SETLK, unix.F_WRLCK, 4, 2)
+	m.swap(t)
+	stranger := rig.StartPuppet(t)
+	s := stranger.Open(m.new+"/f", unix.O_RDWR)
+	inTheWay(t, stranger, s, 0, 2, p.PID)
+	inTheWay(t, stranger, s, 4, 2, p.PID)
+	th.Close(fd)
+	inTheWay(t, stranger, s, 0, 2, p.PID)
+	inTheWay(t, stranger, s, 4, 2, 0)
+}
+
 // Who waits for a lock goes on waiting for it on the new mount.
 func TestSwapKeepsWaitersForLocks(t *testing.T) {
 	t.Parallel()

@@ -76,14 +76,6 @@ func TestSwapRefuses(t *testing.T) {
 			}
 			return []string{itoa(p.PID), "puppet", "leased", "broken"}
 		}},
-		{"a lock of a thread with a table of its own", func(t *testing.T, m *mounts, p *rig.Puppet) []string {
-			m.put(t, "locked", "x")
-			m.put(t, "other", "x")
-			p.Open(m.old+"/other", unix.O_RDWR)
-			th := p.Spawn(threadOf | unix.CLONE_FS)
-			locked(t, th, th.Open(m.old+"/locked", unix.O_RDWR), unix.F_SETLK, unix.F_WRLCK, 0, 0)
-			return []string{itoa(p.PID), "puppet", "locked", "table of its own"}
-		}},
 		{"a registration with an epoll by a number that is closed", func(t *testing.T, m *mounts, p *rig.Puppet) []string {
 			m.put(t, "polled", "x")
 			fd := p.Open(m.old+"/polled", unix.O_RDONLY)
@@ -93,10 +85,10 @@ func TestSwapRefuses(t *testing.T) {
 			p.Close(fd)
 			return []string{itoa(p.PID), "puppet", "epoll", itoa(fd)}
 		}},
-		{"an inotify watch", func(t *testing.T, m *mounts, p *rig.Puppet) []string {
-			fd := p.Must(unix.SYS_INOTIFY_INIT1, 0)
-			p.Must(unix.SYS_INOTIFY_ADD_WATCH, fd, m.old, unix.IN_CREATE)
-			return []string{itoa(p.PID), "puppet", "inotify"}
+		{"a fanotify mark", func(t *testing.T, m *mounts, p *rig.Puppet) []string {
+			fd := p.Must(unix.SYS_FANOTIFY_INIT, unix.FAN_CLASS_NOTIF, 0)
+			p.Must(unix.SYS_FANOTIFY_MARK, fd, unix.FAN_MARK_ADD, unix.FAN_OPEN, unix.AT_FDCWD, m.old)
+			return []string{itoa(p.PID), "puppet", "fanotify"}
 		}},
 		{"a socket bound there", func(t *testing.T, m *mounts, p *rig.Puppet) []string {
 			fd := p.Must(unix.SYS_SOCKET, unix.AF_UNIX, unix.SOCK_STREAM, 0)

@@ -54,9 +54,10 @@ func TestSwapKeepsSignalOwners(t *testing.T) {
 			cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 		})
 		target := p.PID
+		var gone <-chan struct{}
 		if c.ended {
 			r := rig.Begin(t, exec.Command("sleep", "1000"))
-			target = r.PID
+			target, gone = r.PID, r.Ended()
 		}
 		fd := p.Open(m.old+"/f", unix.O_RDONLY|c.otherF)
 		if c.uid != 0 {
@@ -67,6 +68,7 @@ func TestSwapKeepsSignalOwners(t *testing.T) {
 		p.Must(unix.SYS_FCNTL, fd, fSetSig, c.signal)
 		if c.ended {
 			rig.Kill(t, target)
+			<-gone // a zombie is one still
 		}
 		before, flags := signalsOf(p, fd), p.GetFlags(fd)
 		if want := (signals{c.kind, target, c.signal, 0, int(c.uid)}); before != want && !c.ended {
