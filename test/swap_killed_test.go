@@ -223,8 +223,10 @@ func recoverRuns(t *testing.T, program string) (found []struct {
 }
 
 // settled checks everything after a swapper was killed. If both of its
-// processes were, it is only after "recover" that nothing may be left.
-func (v *victims) settled(program, what string, both bool) {
+// processes were, it is only after "recover" that nothing may be left. It
+// reports whether the mounts that the clients' files were opened through were
+// lost with both: then their paths can't be told any more.
+func (v *victims) settled(program, what string, both bool) (lost bool) {
 	v.t.Helper()
 	found := recoverRuns(v.t, program)
 	if len(found) > 0 && !both {
@@ -241,10 +243,14 @@ func (v *victims) settled(program, what string, both bool) {
 	if len(found) > 0 && found[0].Swapped != (side == v.newDev) {
 		v.t.Fatalf("%s: recover found %+v, and the processes are on %s (old %s)", what, found, devName(side), devName(v.oldDev))
 	}
+	if len(found) > 0 && found[0].Mounts > 0 && v.puppet.Getcwd() != v.old+"/dir" {
+		return true
+	}
 	v.live(what)
 	if side == v.newDev {
 		v.restart(v.t)
 	}
+	return false
 }
 
 // run runs the swapper that kills itself at a point.
@@ -307,7 +313,9 @@ func TestSwapKilledAtEveryPoint(t *testing.T) {
 		what := fmt.Sprintf("kill %s at %q, time %d", who, name, nth)
 		r := v.run(program, fmt.Sprintf("%s/log.%d", dir, n), fmt.Sprintf("SPFS_FAULT=%s#%d", name, nth), "SPFS_FAULT_KILL="+who)
 		t.Logf("%s: %v, status %d: %s%s", what, r.Took.Round(time.Millisecond), r.Status, r.Stdout, r.Stderr)
-		v.settled(program, what, who == "both")
+		if v.settled(program, what, who == "both") {
+			t.Fatalf("%s: the mounts were lost", what)
+		}
 	}
 	for i, name := range order {
 		for k, who := range []string{"self", "parent", "both"} {
