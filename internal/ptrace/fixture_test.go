@@ -97,6 +97,10 @@ func run(tb testing.TB, cmd *exec.Cmd) *fixture {
 		tb.Fatal(err)
 	}
 	f.cmd.Stderr = os.Stderr
+	// A process group of its own, with a parent outside of it: in one that is
+	// orphaned, as a test's in the background may be, SIGTSTP stops nobody
+	// (kernel/signal.c get_signal, is_current_pgrp_orphaned).
+	f.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	f.out = bufio.NewReader(out)
 	// The fixture asks for a signal when its parent thread ends.
 	runtime.LockOSThread()
