@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 
+	"spfs/internal/proctree"
+
 	criucore "github.com/checkpoint-restore/go-criu/v7/crit/images/criu-core"
 	"github.com/checkpoint-restore/go-criu/v7/crit/images/fdinfo"
 )
@@ -56,7 +58,7 @@ func readDescriptors(dir *os.File) (map[descriptor]uint32, error) {
 // imagePIDs returns the pids that the processes of a tree have in its images:
 // those of the root's pid namespace (proc_pid_status(5): NSpid).
 func imagePIDs(root int) (map[int]int, error) {
-	pids, err := tree(root)
+	pids, err := proctree.Of(root)
 	if err != nil {
 		return nil, err
 	}
@@ -72,10 +74,10 @@ func imagePIDs(root int) (map[int]int, error) {
 			level = len(numbers) - 1
 		}
 		if level < 0 || level >= len(numbers) {
-			return nil, fmt.Errorf("process %s: NSpid has %d numbers", describe(pid), len(numbers))
+			return nil, fmt.Errorf("process %s: NSpid has %d numbers", proctree.Name(pid), len(numbers))
 		}
 		if inside[pid], err = strconv.Atoi(numbers[level]); err != nil {
-			return nil, fmt.Errorf("process %s: NSpid: %w", describe(pid), err)
+			return nil, fmt.Errorf("process %s: NSpid: %w", proctree.Name(pid), err)
 		}
 	}
 	return inside, nil

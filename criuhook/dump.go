@@ -13,8 +13,10 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"spfs/handover"
+	"spfs/internal/devfuse"
 	"spfs/internal/exit"
 	"spfs/internal/privilege"
+	"spfs/internal/proctree"
 )
 
 // The logs that CRIU leaves in the image directory.
@@ -198,13 +200,13 @@ type examined struct {
 
 // examine looks at a tree before anything is done to it.
 func examine(root int) (*examined, error) {
-	pids, err := tree(root)
+	pids, err := proctree.Of(root)
 	if err != nil {
 		return nil, err
 	}
 	for _, pid := range pids {
 		if pid == os.Getpid() {
-			return nil, fmt.Errorf("process %s: spfs itself is part of the tree, so it cannot stop it; run it from outside", describe(root))
+			return nil, fmt.Errorf("process %s: spfs itself is part of the tree, so it cannot stop it; run it from outside", proctree.Name(root))
 		}
 		if err := refuseProcess(pid); err != nil {
 			return nil, err
@@ -214,9 +216,11 @@ func examine(root int) (*examined, error) {
 	if seen.mounted, err = fuseMounts(root); err != nil {
 		return nil, err
 	}
-	if seen.served, err = servesFUSE(pids); err != nil {
+	devices, err := devfuse.Find(pids)
+	if err != nil {
 		return nil, err
 	}
+	seen.served = len(devices) > 0
 	seen.own, err = ownNamespace(root)
 	return &seen, err
 }

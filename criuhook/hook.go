@@ -16,6 +16,7 @@ import (
 
 	"spfs/internal/mounts"
 	"spfs/internal/privilege"
+	"spfs/internal/proctree"
 )
 
 // HookOptions says what [Hook] does.
@@ -150,7 +151,7 @@ func (h *hook) workspacePath() (string, error) {
 // startTime tells a process from others that have its pid: the 22nd field of
 // /proc/PID/stat.
 func startTime(pid int) (string, error) {
-	fields, err := statFields(pid)
+	fields, err := proctree.Stat(pid)
 	if err != nil {
 		return "", err
 	}

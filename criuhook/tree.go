@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -13,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"spfs/internal/mounts"
+	"spfs/internal/proctree"
 )
 
 // treeMount is one FUSE mount in the mount namespace of the tree's root.
@@ -51,85 +51,6 @@ func fuseMounts(pid int) ([]treeMount, error) {
 	return mounted, nil
 }
 
-// tree lists the processes of a tree, the root first.
-func tree(root int) ([]int, error) {
-	pids := []int{root}
-	for i := 0; i < len(pids); i++ {
-		// A child is listed under the thread that made it.
-		lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pids[i]))
-		if err != nil {
-			return nil, err
-		}
-		if i == 0 && len(lists) == 0 {
-			return nil, fmt.Errorf("there is no process %d", root)
-		}
-		for _, l := range lists {
-			b, err := os.ReadFile(l)
-			if err != nil {
-				continue // the thread ended since
-			}
-			for _, s := range strings.Fields(string(b)) {
-				pid, err := strconv.Atoi(s)
-				if err != nil {
-					return nil, fmt.Errorf("%s: %w", l, err)
-				}
-				pids = append(pids, pid)
-			}
-		}
-	}
-	return pids, nil
-}
-
-// describe names a process in a message.
-func describe(pid int) string {
-	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
-	if err != nil {
-		return strconv.Itoa(pid)
-	}
-	return fmt.Sprintf("%d (%s)", pid, strings.TrimSpace(string(comm)))
-}
-
-// servesFUSE tells whether one of the processes serves a FUSE connection.
-func servesFUSE(pids []int) (bool, error) {
-	for _, pid := range pids {
-		dir := fmt.Sprintf("/proc/%d/fd", pid)
-		fds, err := os.ReadDir(dir)
-		if err != nil {
-			if errors.Is(err, fs.ErrNotExist) {
-				continue // it ended since
-			}
-			return false, fmt.Errorf("the descriptors of process %s: %w", describe(pid), err)
-		}
-		for _, fd := range fds {
-			link, err := os.Readlink(filepath.Join(dir, fd.Name()))
-			if err != nil || !strings.HasSuffix(link, "/fuse") {
-				continue
-			}
-			info, err := os.ReadFile(fmt.Sprintf("/proc/%d/fdinfo/%s", pid, fd.Name()))
-			if err != nil {
-				continue
-			}
-			if _, ok := fuseConnection(string(info)); ok {
-				return true, nil
-			}
-		}
-	}
-	return false, nil
-}
-
-// fuseConnection returns the number in fdinfo's "fuse_connection:" line
-// (fs/fuse/dev.c: fuse_dev_show_fdinfo), which is the minor of the mount's
-// st_dev. Only an open /dev/fuse that is mounted has one.
-func fuseConnection(fdinfo string) (minor int, ok bool) {
-	for _, line := range strings.Split(fdinfo, "\n") {
-		if v, found := strings.CutPrefix(line, "fuse_connection:"); found {
-			n, err := strconv.Atoi(strings.TrimSpace(v))
-			return n, err == nil
-		}
-	}
-	return 0, false
-}
-
 // ownNamespace tells whether a process has a mount namespace other than the
 // caller's.
 func ownNamespace(pid int) (bool, error) {
@@ -161,7 +82,7 @@ const pfKthread = 0x00200000
 
 // refuseProcess returns an error if CRIU cannot stop a process.
 func refuseProcess(pid int) error {
-	fields, err := statFields(pid)
+	fields, err := proctree.Stat(pid)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // it ended since
 	}
@@ -173,7 +94,7 @@ func refuseProcess(pid int) error {
 		return fmt.Errorf("/proc/%d/stat: %w", pid, err)
 	}
 	if flags&pfKthread != 0 {
-		return fmt.Errorf("process %s is a thread of the kernel", describe(pid))
+		return fmt.Errorf("process %s is a thread of the kernel", proctree.Name(pid))
 	}
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
@@ -181,7 +102,7 @@ func refuseProcess(pid int) error {
 	}
 	if tracer := statusField(string(status), "TracerPid"); tracer != "" && tracer != "0" {
 		n, _ := strconv.Atoi(tracer)
-		return fmt.Errorf("process %s is being traced by process %s, so CRIU cannot stop it; end that first", describe(pid), describe(n))
+		return fmt.Errorf("process %s is being traced by process %s, so CRIU cannot stop it; end that first", proctree.Name(pid), proctree.Name(n))
 	}
 	return nil
 }
@@ -194,18 +115,4 @@ func statusField(status, name string) string {
 		}
 	}
 	return ""
-}
-
-// statFields returns the fields of /proc/PID/stat from the 3rd on: the 2nd is
-// in parentheses and may hold anything.
-func statFields(pid int) ([]string, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return nil, err
-	}
-	fields := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
-	if len(fields) < 20 {
-		return nil, fmt.Errorf("/proc/%d/stat has too few fields", pid)
-	}
-	return fields, nil
 }

@@ -2,7 +2,6 @@ package criuhook
 
 import (
 	"bufio"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -16,40 +15,6 @@ func TestIsFUSE(t *testing.T) {
 		if isFUSE(fstype) != want {
 			t.Errorf("%q: %v", fstype, !want)
 		}
-	}
-}
-
-func TestFuseConnection(t *testing.T) {
-	for _, c := range []struct {
-		fdinfo string
-		minor  int
-		ok     bool
-	}{
-		{"pos:\t0\nflags:\t02\nfuse_connection:\t43\n", 43, true},
-		{"pos:\t0\nflags:\t02\n", 0, false},
-		{"fuse_connection:\tx\n", 0, false},
-		{"", 0, false},
-	} {
-		if minor, ok := fuseConnection(c.fdinfo); ok != c.ok || ok && minor != c.minor {
-			t.Errorf("%q: %d, %v", c.fdinfo, minor, ok)
-		}
-	}
-}
-
-func TestTreeHasItsRootAndNobodyTwice(t *testing.T) {
-	pids, err := tree(os.Getpid())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if pids[0] != os.Getpid() {
-		t.Errorf("the root is %d, want %d", pids[0], os.Getpid())
-	}
-	slices.Sort(pids)
-	if len(slices.Compact(slices.Clone(pids))) != len(pids) {
-		t.Errorf("some are listed twice: %v", pids)
-	}
-	if _, err := tree(1 << 30); err == nil {
-		t.Error("a pid that cannot be has a tree")
 	}
 }
 

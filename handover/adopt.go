@@ -10,7 +10,6 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
-	"spfs/internal/bytetext"
 	"spfs/internal/fusedev"
 )
 
@@ -186,29 +185,6 @@ func (a *Adopted) Dev() uint64 { return a.conn.Dev() }
 // --inherit-fd fd[N]:KEY, one for each of Record.Devices and in their order.
 // They are a's.
 func (a *Adopted) Devices() []*os.File { return a.devices }
-
-// Nameless is a file that no name leads to, which CRIU may be given by
-// --inherit-fd. What it opens so is on a's mount, not on one of the tree's:
-// where that matters, the images have a path by [Record.GoneName] instead.
-type Nameless struct {
-	Node uint64
-	Was  bytetext.Text // its last name, or one that was made up
-
-	// File is a descriptor of it, O_PATH: CRIU opens it again by itself, as
-	// often as it was open. It is the Adopted's.
-	File *os.File
-}
-
-// Nameless are the unlinked files of the record.
-func (a *Adopted) Nameless() []Nameless {
-	var out []Nameless
-	for _, p := range a.pins {
-		if p.gone {
-			out = append(out, Nameless{Node: p.node, Was: p.name.Name, File: p.file})
-		}
-	}
-	return out
-}
 
 // Failed is closed when something was asked for that the stand-in can't
 // answer: what is being restored would not be what was dumped. [Adopted.Err]

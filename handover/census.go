@@ -11,6 +11,7 @@ import (
 
 	"spfs/internal/devfuse"
 	"spfs/internal/fusestate"
+	"spfs/internal/proctree"
 )
 
 // Why a tree is refused before anything of it is stopped, besides
@@ -52,7 +53,7 @@ type user struct {
 
 // takeCensus looks at the tree and at everyone who uses its connections.
 func takeCensus(ctx context.Context, root int) (*census, error) {
-	pids, err := treeOf(root)
+	pids, err := proctree.Of(root)
 	if err != nil {
 		return nil, err
 	}

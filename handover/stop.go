@@ -9,6 +9,7 @@ import (
 
 	"spfs/internal/devfuse"
 	"spfs/internal/fusedev"
+	"spfs/internal/proctree"
 	"spfs/internal/ptrace"
 )
 
@@ -196,7 +197,7 @@ func (s *stopper) seizeRest(ctx context.Context) error {
 		for _, p := range s.all() {
 			stopped[p.PID] = true
 		}
-		pids, err := treeOf(s.o.Root)
+		pids, err := proctree.Of(s.o.Root)
 		if err != nil {
 			return err
 		}
