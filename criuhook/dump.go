@@ -140,6 +140,18 @@ func (d *dump) run(request *rpc.CriuOpts) error {
 	return nil
 }
 
+// refused makes an exit status of what handover will not dump.
+func refused(err error) error {
+	for _, refusal := range []error{
+		handover.ErrNoDaemon, handover.ErrOwnMount, handover.ErrCircle, handover.ErrOutside, handover.ErrDirect,
+	} {
+		if errors.Is(err, refusal) {
+			return exit.Refuse(err)
+		}
+	}
+	return err
+}
+
 // runStopped does that with a tree that has its own FUSE daemons, which is
 // stopped before and put back after, unless it is gone.
 func (d *dump) runStopped(request *rpc.CriuOpts) error {
@@ -154,13 +166,8 @@ func (d *dump) runStopped(request *rpc.CriuOpts) error {
 	d.session, err = handover.Stop(d.ctx, handover.StopOptions{
 		Root: d.o.Tree, Timeout: timeout, LeaveRunning: d.o.LeaveRunning, Program: d.o.Program,
 	})
-	for _, refusal := range []error{handover.ErrNoDaemon, handover.ErrOwnMount, handover.ErrCircle, handover.ErrOutside} {
-		if errors.Is(err, refusal) {
-			return exit.Refuse(err)
-		}
-	}
 	if err != nil {
-		return err
+		return refused(err)
 	}
 	tell := d.session.CRIU()
 	request.External = append(request.External, tell.External...)
