@@ -113,6 +113,6 @@ func (i *ice) remove() error {
 		if err == nil || !errors.Is(err, unix.EBUSY) || ctx.Err() != nil {
 			return err
 		}
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond) // v1 has no event for it
 	}
 }

@@ -445,7 +445,8 @@ func (s *stopper) regain(patience time.Duration) error {
 		if err != nil {
 			var traced *ptrace.TracedError
 			if ctx.Err() == nil && (errors.Is(err, ptrace.ErrGone) || errors.As(err, &traced)) {
-				// It has ended, or whoever traces it is about to.
+				// It has ended, or whoever traces it is about to let go of it,
+				// which the kernel tells nobody.
 				time.Sleep(time.Millisecond)
 				continue
 			}
