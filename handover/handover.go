@@ -7,6 +7,8 @@ import (
 	"os"
 	"runtime"
 
+	"spfs/internal/eintr"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -119,16 +121,11 @@ func (a *Adopted) openUnused() error {
 // openAgain opens what a descriptor that may be O_PATH is of.
 func openAgain(f *os.File, flags int) (*os.File, error) {
 	path := fmt.Sprintf("/proc/self/fd/%d", f.Fd())
-	for {
-		fd, err := unix.Open(path, flags, 0)
-		switch {
-		case errors.Is(err, unix.EINTR):
-			continue
-		case err != nil:
-			return nil, fmt.Errorf("opening it again: %w", err)
-		}
-		return os.NewFile(uintptr(fd), f.Name()), nil
+	fd, err := eintr.Get(func() (int, error) { return unix.Open(path, flags, 0) })
+	if err != nil {
+		return nil, fmt.Errorf("opening it again: %w", err)
 	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
 // takeBack makes the kernel ask the daemon for everything the next time: names,

@@ -13,6 +13,7 @@ import (
 
 	"spfs/internal/bytetext"
 	"spfs/internal/devfuse"
+	"spfs/internal/eintr"
 	"spfs/internal/fusestate"
 	"spfs/internal/mounts"
 )
@@ -167,7 +168,7 @@ func (l *looker) begin(c *census, conn uint64) error {
 	}
 	s.record = &Record{ID: conn, Options: optionsOf(s.mount, n)}
 	var st unix.Statfs_t
-	if err := unix.Fstatfs(s.root, &st); err != nil {
+	if err := eintr.Retry(func() error { return unix.Fstatfs(s.root, &st) }); err != nil {
 		return fmt.Errorf("statfs of %s: %w", s.mount.Point, err)
 	}
 	s.record.Statfs = Statfs{Blocks: st.Blocks, Bfree: st.Bfree, Bavail: st.Bavail, Files: st.Files, Ffree: st.Ffree,
@@ -178,12 +179,12 @@ func (l *looker) begin(c *census, conn uint64) error {
 // flush writes the dirty pages of shared mappings, and of a writeback cache:
 // later, nobody could take them (fs/fuse/file.c, fuse_writepages).
 func (s *fileSystem) flush() error {
-	fd, err := unix.Openat(s.root, ".", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	fd, err := eintr.Get(func() (int, error) { return unix.Openat(s.root, ".", unix.O_RDONLY|unix.O_CLOEXEC, 0) })
 	if err != nil {
 		return fmt.Errorf("flushing %s: opening it: %w", s.mount.Point, err)
 	}
 	defer unix.Close(fd)
-	if err := unix.Syncfs(fd); err != nil {
+	if err := eintr.Retry(func() error { return unix.Syncfs(fd) }); err != nil {
 		return fmt.Errorf("flushing %s: %w", s.mount.Point, err)
 	}
 	return nil
@@ -257,7 +258,7 @@ func (l *looker) lookAt(u *user) error {
 	if err != nil {
 		return fmt.Errorf("where it leads: %w", err)
 	}
-	pin, err := unix.Open(u.link, unix.O_PATH|unix.O_CLOEXEC, 0)
+	pin, err := openPin(u.link)
 	if err != nil {
 		return fmt.Errorf("holding %s: %w", link, err)
 	}
@@ -290,6 +291,12 @@ func (l *looker) lookAt(u *user) error {
 		return s.recordEntries(n, u)
 	}
 	return nil
+}
+
+// openPin holds what a link of /proc's leads to. Its daemon may be asked whether
+// that still has its name.
+func openPin(link string) (int, error) {
+	return eintr.Get(func() (int, error) { return unix.Open(link, unix.O_PATH|unix.O_CLOEXEC, 0) })
 }
 
 // mountOf is the mnt_id of an open file.
@@ -340,7 +347,7 @@ func (s *fileSystem) examine(fd int) (*Node, error) {
 	}
 	if n.Attr.Mode&unix.S_IFMT == unix.S_IFLNK {
 		b := make([]byte, unix.PathMax)
-		l, err := unix.Readlinkat(fd, "", b)
+		l, err := eintr.Get(func() (int, error) { return unix.Readlinkat(fd, "", b) })
 		if err != nil {
 			return nil, fmt.Errorf("readlink: %w", err)
 		}
@@ -352,7 +359,9 @@ func (s *fileSystem) examine(fd int) (*Node, error) {
 
 func attrOf(fd int) (Attr, error) {
 	var st unix.Statx_t
-	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_NO_AUTOMOUNT, unix.STATX_BASIC_STATS, &st); err != nil {
+	if err := eintr.Retry(func() error {
+		return unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_NO_AUTOMOUNT, unix.STATX_BASIC_STATS, &st)
+	}); err != nil {
 		return Attr{}, fmt.Errorf("statx: %w", err)
 	}
 	t := func(t unix.StatxTimestamp) Time { return Time{t.Sec, int64(t.Nsec)} }
@@ -512,10 +521,11 @@ func (s *fileSystem) directory(p string) (uint64, bool, error) {
 
 // step looks a name up in a directory that is held.
 func (s *fileSystem) step(parent uint64, name string) (int, error) {
-	return unix.Openat2(s.pins[parent], name, &unix.OpenHow{
+	how := unix.OpenHow{
 		Flags:   unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
-	})
+	}
+	return eintr.Get(func() (int, error) { return unix.Openat2(s.pins[parent], name, &how) })
 }
 
 // unseen returns errUnseen if somebody uses what was not looked at.
@@ -527,7 +537,7 @@ func (l *looker) unseen(c *census) error {
 		}
 		id := u.node.ID
 		if c.state.Partial {
-			fd, err := unix.Open(u.link, unix.O_PATH|unix.O_CLOEXEC, 0)
+			fd, err := openPin(u.link)
 			if err != nil {
 				return fmt.Errorf("%s, %s: %w", describe(u.pid), u.what, err)
 			}

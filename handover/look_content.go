@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"spfs/internal/bytetext"
+	"spfs/internal/eintr"
 )
 
 // headSize is how much of a file is recorded: CRIU looks whether its first
@@ -22,6 +23,12 @@ const headSize = 4096
 // BUILD_ID_MAP_SIZE).
 const identitySize = 1 << 20
 
+// open opens a node that is held once more.
+func (s *fileSystem) open(node uint64, flags int) (int, error) {
+	path := fmt.Sprintf("/proc/self/fd/%d", s.pins[node])
+	return eintr.Get(func() (int, error) { return unix.Open(path, flags|unix.O_CLOEXEC, 0) })
+}
+
 // recordHead records the beginning of a file, and if that is an executable's
 // whatever else its build id is found by.
 func (s *fileSystem) recordHead(n *Node) error {
@@ -30,9 +37,9 @@ func (s *fileSystem) recordHead(n *Node) error {
 	}
 	// Another open of the file: what a description of the tree is at, its
 	// owner alone may move.
-	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", s.pins[n.ID]), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOATIME, 0)
+	fd, err := s.open(n.ID, unix.O_RDONLY|unix.O_NOATIME)
 	if err == unix.EPERM {
-		fd, err = unix.Open(fmt.Sprintf("/proc/self/fd/%d", s.pins[n.ID]), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		fd, err = s.open(n.ID, unix.O_RDONLY)
 	}
 	if err != nil {
 		// Whoever may not read it can't look at it either: CRIU will say so.
@@ -92,10 +99,7 @@ func readSpan(fd int, offset, end uint64) (Span, error) {
 	b := make([]byte, max(end, offset)-offset)
 	got := 0
 	for got < len(b) {
-		n, err := unix.Pread(fd, b[got:], int64(offset)+int64(got))
-		if err == unix.EINTR {
-			continue
-		}
+		n, err := eintr.Get(func() (int, error) { return unix.Pread(fd, b[got:], int64(offset)+int64(got)) })
 		if err != nil {
 			return Span{}, err
 		}
@@ -112,17 +116,14 @@ func (s *fileSystem) recordEntries(n *Node, _ *user) error {
 	if len(n.Entries) > 0 {
 		return nil
 	}
-	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", s.pins[n.ID]), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	fd, err := s.open(n.ID, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return fmt.Errorf("listing it: %w", err)
 	}
 	defer unix.Close(fd)
 	buf := make([]byte, 64<<10)
 	for {
-		got, err := unix.Getdents(fd, buf)
-		if err == unix.EINTR {
-			continue
-		}
+		got, err := eintr.Get(func() (int, error) { return unix.Getdents(fd, buf) })
 		if err != nil {
 			return fmt.Errorf("listing it: getdents: %w", err)
 		}

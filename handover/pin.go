@@ -6,6 +6,8 @@ import (
 	"os"
 	"slices"
 
+	"spfs/internal/eintr"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -68,29 +70,23 @@ func topDown(rec *Record) []pin {
 }
 
 func openPath(dir *os.File, name string) (*os.File, error) {
-	for {
-		fd, err := unix.Openat(int(dir.Fd()), name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-		switch {
-		case errors.Is(err, unix.EINTR):
-			continue
-		case err != nil:
-			return nil, fmt.Errorf("opening %q: %w", name, err)
-		}
-		return os.NewFile(uintptr(fd), name), nil
+	fd, err := eintr.Get(func() (int, error) {
+		return unix.Openat(int(dir.Fd()), name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("opening %q: %w", name, err)
 	}
+	return os.NewFile(uintptr(fd), name), nil
 }
 
 // lookUp has a name looked up if it has expired.
 func lookUp(dir *os.File, name string) error {
-	for {
-		var st unix.Statx_t
-		err := unix.Statx(int(dir.Fd()), name, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT|unix.AT_STATX_DONT_SYNC, 0, &st)
-		switch {
-		case errors.Is(err, unix.EINTR):
-			continue
-		case err != nil:
-			return fmt.Errorf("looking up %q: %w", name, err)
-		}
-		return nil
+	var st unix.Statx_t
+	err := eintr.Retry(func() error {
+		return unix.Statx(int(dir.Fd()), name, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT|unix.AT_STATX_DONT_SYNC, 0, &st)
+	})
+	if err != nil {
+		return fmt.Errorf("looking up %q: %w", name, err)
 	}
+	return nil
 }

@@ -70,7 +70,7 @@ func (l *looker) openSpares(c *census) error {
 	for k, n := range wanted(c.users) {
 		s := l.systems[k.conn]
 		for range n {
-			fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", s.pins[k.node]), int(k.mode)|unix.O_CLOEXEC, 0)
+			fd, err := s.open(k.node, int(k.mode))
 			if err != nil {
 				return fmt.Errorf("opening node %d of %s once more, for a mapping to be restored: %w", k.node, s.mount.Point, err)
 			}

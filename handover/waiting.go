@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"spfs/internal/devfuse"
+	"spfs/internal/eintr"
 )
 
 // control is a mount of fusectl of our own, attached nowhere.
@@ -64,7 +65,7 @@ func (c *control) idle(d *devfuse.Description) (bool, error) {
 	readable := false
 	if cerr := raw.Control(func(fd uintptr) {
 		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		if _, err = unix.Poll(fds, 0); err == nil {
+		if _, err = eintr.Get(func() (int, error) { return unix.Poll(fds, 0) }); err == nil {
 			readable = fds[0].Revents&unix.POLLIN != 0
 		}
 	}); cerr != nil {

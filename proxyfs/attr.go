@@ -3,6 +3,8 @@ package proxyfs
 import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"spfs/internal/eintr"
 )
 
 // GetAttr describes a file.
@@ -34,7 +36,7 @@ func (f *FS) Statx(_ <-chan struct{}, in *fuse.StatxIn, out *fuse.StatxOut) fuse
 	defer f.done(n)
 	flags := unix.AT_EMPTY_PATH | int(in.SxFlags)&(unix.AT_STATX_FORCE_SYNC|unix.AT_STATX_DONT_SYNC)
 	var stx unix.Statx_t
-	err = retry(func() error { return unix.Statx(fd, "", flags, int(in.SxMask), &stx) })
+	err = eintr.Retry(func() error { return unix.Statx(fd, "", flags, int(in.SxMask), &stx) })
 	if err != nil {
 		return status(err)
 	}
@@ -65,7 +67,7 @@ func (f *FS) setattr(fd int, in *fuse.SetAttrIn) error {
 	if hasUID || hasGID {
 		// -1, which GetUID and GetGID give for what is not to change, is
 		// what fchownat takes for it.
-		err := retry(func() error {
+		err := eintr.Retry(func() error {
 			return unix.Fchownat(fd, "", int(int32(uid)), int(int32(gid)), unix.AT_EMPTY_PATH)
 		})
 		if err != nil {
@@ -73,7 +75,7 @@ func (f *FS) setattr(fd int, in *fuse.SetAttrIn) error {
 		}
 	}
 	if mode, ok := in.GetMode(); ok {
-		if err := retry(func() error { return unix.Chmod(procPath(fd), mode) }); err != nil {
+		if err := eintr.Retry(func() error { return unix.Chmod(procPath(fd), mode) }); err != nil {
 			return err
 		}
 	}
@@ -87,7 +89,7 @@ func (f *FS) setattr(fd int, in *fuse.SetAttrIn) error {
 			timeOf(in.Valid, fuse.FATTR_ATIME, fuse.FATTR_ATIME_NOW, in.Atime, in.Atimensec),
 			timeOf(in.Valid, fuse.FATTR_MTIME, fuse.FATTR_MTIME_NOW, in.Mtime, in.Mtimensec),
 		}
-		return retry(func() error { return unix.UtimesNanoAt(fd, "", times, unix.AT_EMPTY_PATH) })
+		return eintr.Retry(func() error { return unix.UtimesNanoAt(fd, "", times, unix.AT_EMPTY_PATH) })
 	}
 	return nil
 }
@@ -115,12 +117,12 @@ func (f *FS) truncate(fd int, in *fuse.SetAttrIn, size int64) error {
 				return err
 			}
 			return f.killingPrivileges(kill, func() error {
-				return retry(func() error { return unix.Ftruncate(hfd, size) })
+				return eintr.Retry(func() error { return unix.Ftruncate(hfd, size) })
 			})
 		}
 	}
 	return f.killingPrivileges(kill, func() error {
-		return retry(func() error { return unix.Truncate(procPath(fd), size) })
+		return eintr.Retry(func() error { return unix.Truncate(procPath(fd), size) })
 	})
 }
 
@@ -134,7 +136,7 @@ func (f *FS) Access(_ <-chan struct{}, in *fuse.AccessIn) fuse.Status {
 	}
 	defer f.done(n)
 	if in.Uid == 0 {
-		return status(retry(func() error { return unix.Access(procPath(fd), in.Mask) }))
+		return status(eintr.Retry(func() error { return unix.Access(procPath(fd), in.Mask) }))
 	}
 	return status(f.asCaller(&in.InHeader, func() error {
 		return f.unprivileged(func() error { return unix.Access(procPath(fd), in.Mask) })
@@ -149,7 +151,7 @@ func (f *FS) StatFs(_ <-chan struct{}, h *fuse.InHeader, out *fuse.StatfsOut) fu
 	}
 	defer f.done(n)
 	var st unix.Statfs_t
-	if err := retry(func() error { return unix.Fstatfs(fd, &st) }); err != nil {
+	if err := eintr.Retry(func() error { return unix.Fstatfs(fd, &st) }); err != nil {
 		return status(err)
 	}
 	*out = fuse.StatfsOut{

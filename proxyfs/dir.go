@@ -3,6 +3,8 @@ package proxyfs
 import (
 	"sync"
 
+	"spfs/internal/eintr"
+
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 )
@@ -105,7 +107,7 @@ func readEntries(fd int) ([]dirent, error) {
 	list := make([]dirent, 0, 16)
 	for {
 		var n int
-		err := retry(func() (err error) {
+		err := eintr.Retry(func() (err error) {
 			n, err = unix.Getdents(fd, *buf)
 			return err
 		})

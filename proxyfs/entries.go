@@ -3,6 +3,8 @@ package proxyfs
 import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"spfs/internal/eintr"
 )
 
 // modeIn returns the mode of what is created in dir, by the rule of
@@ -27,7 +29,7 @@ func (f *FS) create(h *fuse.InHeader, base string, out *fuse.EntryOut, make func
 		return status(err)
 	}
 	defer f.done(dir)
-	if err := f.asCaller(h, func() error { return retry(func() error { return make(fd) }) }); err != nil {
+	if err := f.asCaller(h, func() error { return eintr.Retry(func() error { return make(fd) }) }); err != nil {
 		return status(err)
 	}
 	return status(f.lookup(dir, fd, base, out))
@@ -63,7 +65,7 @@ func (f *FS) Readlink(_ <-chan struct{}, h *fuse.InHeader) ([]byte, fuse.Status)
 	defer f.done(n)
 	buf := make([]byte, unix.PathMax)
 	var size int
-	err = retry(func() error {
+	err = eintr.Retry(func() error {
 		size, err = unix.Readlinkat(fd, "", buf)
 		return err
 	})
@@ -85,7 +87,7 @@ func (f *FS) Link(_ <-chan struct{}, in *fuse.LinkIn, base string, out *fuse.Ent
 		return status(err)
 	}
 	defer f.done(dir)
-	err = retry(func() error { return unix.Linkat(fd, "", dirFD, base, unix.AT_EMPTY_PATH) })
+	err = eintr.Retry(func() error { return unix.Linkat(fd, "", dirFD, base, unix.AT_EMPTY_PATH) })
 	if err != nil {
 		return status(err)
 	}
@@ -109,7 +111,7 @@ func (f *FS) remove(h *fuse.InHeader, base string, flags int) fuse.Status {
 	}
 	defer f.done(dir)
 	f.rediscover(dir, base)
-	if err := retry(func() error { return unix.Unlinkat(fd, base, flags) }); err != nil {
+	if err := eintr.Retry(func() error { return unix.Unlinkat(fd, base, flags) }); err != nil {
 		return status(err)
 	}
 	f.mu.Lock()
@@ -133,7 +135,7 @@ func (f *FS) Rename(_ <-chan struct{}, in *fuse.RenameIn, oldBase, newBase strin
 	f.rediscover(from, oldBase)
 	f.rediscover(to, newBase)
 	rename := func() error {
-		return retry(func() error { return unix.Renameat2(fromFD, oldBase, toFD, newBase, uint(in.Flags)) })
+		return eintr.Retry(func() error { return unix.Renameat2(fromFD, oldBase, toFD, newBase, uint(in.Flags)) })
 	}
 	if in.Flags&unix.RENAME_WHITEOUT != 0 {
 		err = f.asCaller(&in.InHeader, rename) // it makes a device, which is the caller's

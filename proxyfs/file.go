@@ -3,6 +3,8 @@ package proxyfs
 import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"spfs/internal/eintr"
 )
 
 // Open opens a file. The page cache is not kept from one open to the next: no
@@ -121,7 +123,7 @@ func (r *readResult) Bytes(buf []byte) ([]byte, fuse.Status) {
 // Readv reads into all of dst.
 func (r *readResult) Readv(dst [][]byte) (int, fuse.Status) {
 	return transfer(dst, r.size, func(part [][]byte, done int) (n int, err error) {
-		err = retry(func() error {
+		err = eintr.Retry(func() error {
 			n, err = unix.Preadv(r.fd, part, r.off+int64(done))
 			return err
 		})
@@ -187,7 +189,7 @@ func (f *FS) Writev(_ <-chan struct{}, in *fuse.WriteIn, data [][]byte) (uint32,
 	var st fuse.Status
 	err = f.killingPrivileges(in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0, func() error {
 		written, st = transfer(data, int(in.Size), func(part [][]byte, done int) (n int, err error) {
-			err = retry(func() error {
+			err = eintr.Retry(func() error {
 				if appends {
 					n, err = unix.Pwritev2(fd, part, int64(in.Offset), unix.RWF_APPEND)
 				} else {
@@ -234,7 +236,7 @@ func (f *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	if err != nil {
 		return status(err)
 	}
-	return status(retry(func() error {
+	return status(eintr.Retry(func() error {
 		if in.FsyncFlags&fsyncDataOnly != 0 {
 			return unix.Fdatasync(fd)
 		}
@@ -249,7 +251,7 @@ func (f *FS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 		return status(err)
 	}
 	return status(f.killingPrivileges(in.Uid != 0, func() error {
-		return retry(func() error { return unix.Fallocate(fd, in.Mode, int64(in.Offset), int64(in.Length)) })
+		return eintr.Retry(func() error { return unix.Fallocate(fd, in.Mode, int64(in.Offset), int64(in.Length)) })
 	}))
 }
 
@@ -280,7 +282,7 @@ func (f *FS) CopyFileRange(_ <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32,
 	offIn, offOut := int64(in.OffIn), int64(in.OffOut)
 	var copied int
 	err = f.killingPrivileges(in.Uid != 0, func() error {
-		return retry(func() (err error) {
+		return eintr.Retry(func() (err error) {
 			copied, err = unix.CopyFileRange(from, &offIn, to, &offOut, int(min(in.Len, maxCopy)), int(in.Flags))
 			return err
 		})

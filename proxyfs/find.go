@@ -3,6 +3,8 @@ package proxyfs
 import (
 	"bytes"
 
+	"spfs/internal/eintr"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -42,7 +44,7 @@ func (f *FS) openHandleLocked(n *node) error {
 	handle, root, epoch := *n.proof.handle, f.rootRead, f.epoch
 	f.mu.Unlock()
 	fd, err := f.withDescriptor(func() (fd int, err error) {
-		err = retry(func() error {
+		err = eintr.Retry(func() error {
 			fd, err = unix.OpenByHandleAt(root, handle, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC)
 			return err
 		})

@@ -3,6 +3,8 @@ package proxyfs
 import (
 	"time"
 
+	"spfs/internal/eintr"
+
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 )
@@ -19,7 +21,7 @@ func (f *FS) GetLk(_ <-chan struct{}, in *fuse.LkIn, out *fuse.LkOut) fuse.Statu
 		fd = own // its own locks are not in its way
 	}
 	fl := r.flock()
-	if err := retry(func() error { return unix.FcntlFlock(uintptr(fd), unix.F_OFD_GETLK, &fl) }); err != nil {
+	if err := eintr.Retry(func() error { return unix.FcntlFlock(uintptr(fd), unix.F_OFD_GETLK, &fl) }); err != nil {
 		return status(err)
 	}
 	out.Lk = fuse.FileLock{Typ: uint32(fl.Type)}
@@ -120,7 +122,7 @@ func (h *handle) setFlock(fd int, typ int16) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	how := map[int16]int{unix.F_RDLCK: unix.LOCK_SH, unix.F_WRLCK: unix.LOCK_EX, unix.F_UNLCK: unix.LOCK_UN}[typ]
-	err := retry(func() error { return unix.Flock(fd, how|unix.LOCK_NB) })
+	err := eintr.Retry(func() error { return unix.Flock(fd, how|unix.LOCK_NB) })
 	had := h.flock
 	if err == nil {
 		h.flock = typ

@@ -3,6 +3,8 @@ package proxyfs
 import (
 	"sync"
 
+	"spfs/internal/eintr"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -69,7 +71,7 @@ func (t *lockTable) set(id uint64, pid uint32, handle uint64, r lockRange, open 
 		o.fd = fd
 	}
 	fl := r.flock()
-	if err := retry(func() error { return unix.FcntlFlock(uintptr(o.fd), unix.F_OFD_SETLK, &fl) }); err != nil {
+	if err := eintr.Retry(func() error { return unix.FcntlFlock(uintptr(o.fd), unix.F_OFD_SETLK, &fl) }); err != nil {
 		if len(o.ranges) == 0 {
 			unix.Close(o.fd)
 		}

@@ -6,6 +6,8 @@ import (
 	"os"
 	"time"
 
+	"spfs/internal/eintr"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -203,7 +205,7 @@ func (f *FS) rangesAgain(n *node, handles map[uint64]*handle) (lost []LostLock) 
 			rangeErr := err
 			if o.fd >= 0 {
 				fl := r.flock()
-				rangeErr = retry(func() error { return unix.FcntlFlock(uintptr(o.fd), unix.F_OFD_SETLK, &fl) })
+				rangeErr = eintr.Retry(func() error { return unix.FcntlFlock(uintptr(o.fd), unix.F_OFD_SETLK, &fl) })
 			}
 			if rangeErr != nil {
 				lost = append(lost, LostLock{
@@ -231,5 +233,5 @@ func (f *FS) flockAgain(h *handle) (int16, error) {
 	if h.flock == unix.F_WRLCK {
 		how = unix.LOCK_EX
 	}
-	return h.flock, retry(func() error { return unix.Flock(fd, how|unix.LOCK_NB) })
+	return h.flock, eintr.Retry(func() error { return unix.Flock(fd, how|unix.LOCK_NB) })
 }

@@ -7,22 +7,14 @@ import (
 	"strconv"
 	"syscall"
 
+	"spfs/internal/eintr"
+
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 )
 
-// retry calls again what a signal interrupted: the Go runtime preempts by
-// signals, and a file system below that is FUSE or NFS may answer EINTR.
-func retry(call func() error) error {
-	for {
-		if err := call(); err != unix.EINTR {
-			return err
-		}
-	}
-}
-
 func openat(dir int, name string, flags int, mode uint32) (fd int, err error) {
-	err = retry(func() error {
+	err = eintr.Retry(func() error {
 		fd, err = unix.Openat(dir, name, flags|unix.O_CLOEXEC, mode)
 		return err
 	})
@@ -30,11 +22,11 @@ func openat(dir int, name string, flags int, mode uint32) (fd int, err error) {
 }
 
 func fstat(fd int, st *unix.Stat_t) error {
-	return retry(func() error { return unix.Fstat(fd, st) })
+	return eintr.Retry(func() error { return unix.Fstat(fd, st) })
 }
 
 func fstatat(dir int, name string, st *unix.Stat_t) error {
-	return retry(func() error { return unix.Fstatat(dir, name, st, unix.AT_SYMLINK_NOFOLLOW) })
+	return eintr.Retry(func() error { return unix.Fstatat(dir, name, st, unix.AT_SYMLINK_NOFOLLOW) })
 }
 
 // procPath is a path to the very file that fd is open on, for calls that take

@@ -3,6 +3,8 @@ package proxyfs
 import (
 	"bytes"
 
+	"spfs/internal/eintr"
+
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 )
@@ -19,7 +21,7 @@ func (f *FS) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, attr string, dest []b
 }
 
 func getxattr(fd int, attr string, dest []byte) (size int, err error) {
-	err = retry(func() error {
+	err = eintr.Retry(func() error {
 		size, err = unix.Getxattr(procPath(fd), attr, dest)
 		return err
 	})
@@ -58,7 +60,7 @@ func (f *FS) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte) (uint32
 }
 
 func listxattr(fd int, dest []byte) (size int, err error) {
-	err = retry(func() error {
+	err = eintr.Retry(func() error {
 		size, err = unix.Listxattr(procPath(fd), dest)
 		return err
 	})
@@ -89,7 +91,7 @@ func (f *FS) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, attr string, data 
 		return status(err)
 	}
 	defer f.done(n)
-	err = retry(func() error { return unix.Setxattr(procPath(fd), attr, data, int(in.Flags)) })
+	err = eintr.Retry(func() error { return unix.Setxattr(procPath(fd), attr, data, int(in.Flags)) })
 	if err == nil && in.SetXAttrFlags&fuse.SETXATTR_ACL_KILL_SGID != 0 {
 		err = dropSetGID(fd)
 	}
@@ -106,7 +108,7 @@ func dropSetGID(fd int) error {
 	if st.Mode&unix.S_ISGID == 0 {
 		return nil
 	}
-	return retry(func() error { return unix.Chmod(procPath(fd), st.Mode&0o7777&^unix.S_ISGID) })
+	return eintr.Retry(func() error { return unix.Chmod(procPath(fd), st.Mode&0o7777&^unix.S_ISGID) })
 }
 
 // RemoveXAttr removes an extended attribute.
@@ -116,5 +118,5 @@ func (f *FS) RemoveXAttr(_ <-chan struct{}, h *fuse.InHeader, attr string) fuse.
 		return status(err)
 	}
 	defer f.done(n)
-	return status(retry(func() error { return unix.Removexattr(procPath(fd), attr) }))
+	return status(eintr.Retry(func() error { return unix.Removexattr(procPath(fd), attr) }))
 }

@@ -3,8 +3,10 @@ package test
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -64,6 +66,9 @@ func descriptorsOf(t *testing.T, pid int) (kinds []string) {
 	for _, fd := range fds {
 		if link, err := os.Readlink(fd); err == nil && filepath.Base(link) == "fuse" {
 			info, err := os.ReadFile(filepath.Join(filepath.Dir(filepath.Dir(fd)), "fdinfo", filepath.Base(fd)))
+			if errors.Is(err, fs.ErrNotExist) {
+				continue // closed meanwhile
+			}
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -212,13 +212,13 @@ func TestHandoverLeavesRunning(t *testing.T) {
 		t.Run(k.Name, func(t *testing.T) {
 			p := rig.StartPod(t, k, podClient)
 			p.Counter.CountsOn(50)
-			before, connection, tree := stateOf(t, p), connections(t, p), rig.Tree(p.PID)
+			before, devices, tree := stateOf(t, p), descriptorsOf(t, p.Daemon()), rig.Tree(p.PID)
 			for round := range rounds {
 				images := dumpPod(t, p, "--leave-running")
 				p.Counter.CountsOn(20)
 				p.Counter.Verdict()
-				if got := connections(t, p); got != connection {
-					t.Errorf("the daemon's descriptors are of connections %s, want %s", got, connection)
+				if got := descriptorsOf(t, p.Daemon()); !slices.Equal(got, devices) {
+					t.Errorf("the daemon's /dev/fuse are %v, want %v", got, devices)
 				}
 				if got := rig.Tree(p.PID); !slices.Equal(got, tree) {
 					t.Errorf("the processes are %v, want %v", got, tree)
@@ -269,35 +269,13 @@ func TestHandoverBySwap(t *testing.T) {
 	}
 }
 
-// connections tells the descriptors of /dev/fuse in a pod's daemon, with their
-// flags and connections.
-func connections(t *testing.T, p *rig.Pod) string {
-	t.Helper()
-	var all []string
-	files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fdinfo/*", p.Daemon()))
-	for _, f := range files {
-		b, _ := os.ReadFile(f)
-		if strings.Contains(string(b), "fuse_connection:") {
-			var kept []string
-			for _, line := range strings.Split(string(b), "\n") {
-				if strings.HasPrefix(line, "flags:") || strings.HasPrefix(line, "fuse_connection:") {
-					kept = append(kept, strings.Join(strings.Fields(line), ""))
-				}
-			}
-			all = append(all, filepath.Base(f)+" "+strings.Join(kept, " "))
-		}
-	}
-	slices.Sort(all)
-	return strings.Join(all, "; ")
-}
-
 // A dump that fails, at whatever stage, leaves the pod running as it was.
 func TestHandoverDumpThatFails(t *testing.T) {
 	for _, k := range []rig.PodKind{rig.PodBindfs(t, "bindfs"), rig.PodWriteback(t, "writeback")} {
 		t.Run(k.Name, func(t *testing.T) {
 			p := rig.StartPod(t, k, podClient)
 			p.Counter.CountsOn(50)
-			before, connection := stateOf(t, p), connections(t, p)
+			before, devices := stateOf(t, p), descriptorsOf(t, p.Daemon())
 			fails := func(what, images string, r rig.Result, words ...string) {
 				t.Helper()
 				if r.Status != 1 {
@@ -310,8 +288,8 @@ func TestHandoverDumpThatFails(t *testing.T) {
 				}
 				p.Counter.CountsOn(20)
 				p.Counter.Verdict()
-				if got := connections(t, p); got != connection {
-					t.Errorf("%s: the daemon's descriptors are of connections %s, want %s", what, got, connection)
+				if got := descriptorsOf(t, p.Daemon()); !slices.Equal(got, devices) {
+					t.Errorf("%s: the daemon's /dev/fuse are %v, want %v", what, got, devices)
 				}
 			}
 

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"unsafe"
 
+	"spfs/internal/eintr"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -126,7 +128,7 @@ func (w *Watch) reread() {
 			polled = append(polled, s)
 		}
 	}
-	_, err := unix.Poll(fds, 0)
+	_, err := eintr.Get(func() (int, error) { return unix.Poll(fds, 0) })
 	for i, s := range polled {
 		if err != nil || s.Err != nil || fds[i].Revents&(unix.POLLPRI|unix.POLLERR) != 0 {
 			s.read()
