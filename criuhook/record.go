@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"spfs/handover"
+	"spfs/internal/eintr"
 	"spfs/internal/mounts"
 )
 
@@ -187,6 +188,16 @@ type view struct {
 	dir  *os.File
 }
 
+// open opens a path beneath the part, that neither a symlink nor another mount
+// bends.
+func (v *view) open(path string, flags uint64) (int, error) {
+	how := unix.OpenHow{
+		Flags:   flags | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
+	}
+	return eintr.Get(func() (int, error) { return unix.Openat2(int(v.dir.Fd()), path, &how) })
+}
+
 func (r *recorder) close() {
 	for _, v := range r.views {
 		v.dir.Close()
@@ -330,10 +341,7 @@ func (r *recorder) look(p string) (*Node, error) {
 	if rel == "/" {
 		fd, err = unix.Dup(int(v.dir.Fd()))
 	} else {
-		fd, err = unix.Openat2(int(v.dir.Fd()), rel[1:], &unix.OpenHow{
-			Flags:   unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC,
-			Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
-		})
+		fd, err = v.open(rel[1:], unix.O_PATH|unix.O_NOFOLLOW)
 	}
 	if err == unix.ENOENT || err == unix.ENOTDIR || err == unix.ELOOP {
 		return nil, nil
@@ -343,7 +351,7 @@ func (r *recorder) look(p string) (*Node, error) {
 	}
 	defer unix.Close(fd)
 	var st unix.Stat_t
-	if err := unix.Fstatat(fd, "", &st, unix.AT_EMPTY_PATH); err != nil {
+	if err := eintr.Retry(func() error { return unix.Fstatat(fd, "", &st, unix.AT_EMPTY_PATH) }); err != nil {
 		return nil, err
 	}
 	n := &Node{
@@ -361,7 +369,7 @@ func (r *recorder) look(p string) (*Node, error) {
 		n.Rdev = st.Rdev
 	case unix.S_IFLNK:
 		b := make([]byte, unix.PathMax)
-		l, err := unix.Readlinkat(fd, "", b)
+		l, err := eintr.Get(func() (int, error) { return unix.Readlinkat(fd, "", b) })
 		if err != nil {
 			return nil, err
 		}
@@ -387,10 +395,7 @@ func (r *recorder) readEntries(n *Node, want map[int64]bool) error {
 		if !ok {
 			continue
 		}
-		fd, err := unix.Openat2(int(r.views[i].dir.Fd()), "."+rel, &unix.OpenHow{
-			Flags:   unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC,
-			Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
-		})
+		fd, err := r.views[i].open("."+rel, unix.O_RDONLY|unix.O_DIRECTORY)
 		if err != nil {
 			return err
 		}
@@ -398,7 +403,7 @@ func (r *recorder) readEntries(n *Node, want map[int64]bool) error {
 		left := len(want)
 		buf := make([]byte, 64<<10)
 		for left > 0 {
-			got, err := unix.Getdents(fd, buf)
+			got, err := eintr.Get(func() (int, error) { return unix.Getdents(fd, buf) })
 			if err != nil {
 				return err
 			}

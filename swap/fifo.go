@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 
+	"spfs/internal/eintr"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -149,7 +151,9 @@ func (f *fifo) look() (*oldPipe, error) {
 	}
 	if old.held > 0 && old.reader < 0 {
 		// Only writers are left.
-		fd, err := unix.Open(f.ends[0].Refs[0].link(), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		fd, err := eintr.Get(func() (int, error) {
+			return unix.Open(f.ends[0].Refs[0].link(), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		})
 		if err != nil {
 			return nil, fmt.Errorf("open it for reading: %w", err)
 		}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"runtime"
 
+	"spfs/internal/eintr"
+
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
@@ -75,7 +77,7 @@ func (f *flusher) flush(ctx context.Context, u *Usage, list []*Description) erro
 			g.Go(func() error {
 				// The file was closed after mmap: only the mapping leads to it.
 				name := fmt.Sprintf("/proc/%d/map_files/%x-%x", s.Tasks[0].PID, m.Start, m.End)
-				fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+				fd, err := eintr.Get(func() (int, error) { return unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0) })
 				return flushed(fd, err, m.Path)
 			})
 		}

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"os"
 
+	"spfs/internal/eintr"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -110,7 +112,9 @@ func (o *opener) compareSize(j *opening) {
 
 // statNew asks the new file system.
 func statNew(f *os.File) (st unix.Statx_t, err error) {
-	err = unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_STATX_FORCE_SYNC, unix.STATX_BASIC_STATS, &st)
+	err = eintr.Retry(func() error {
+		return unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_STATX_FORCE_SYNC, unix.STATX_BASIC_STATS, &st)
+	})
 	return st, err
 }
 
@@ -124,7 +128,7 @@ func (o *opener) askSize(j *opening) (uint64, error) {
 		return 0, unix.EBADF
 	}
 	link := fmt.Sprintf("/proc/%d/task/%d/fd/%d", j.ref.PID, j.ref.TID, j.ref.FD)
-	fd, err := unix.Open(link, unix.O_PATH|unix.O_CLOEXEC, 0)
+	fd, err := eintr.Get(func() (int, error) { return unix.Open(link, unix.O_PATH|unix.O_CLOEXEC, 0) })
 	if err != nil {
 		return 0, err
 	}

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 
+	"spfs/internal/eintr"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -38,7 +40,7 @@ func (o *opener) placeInDirectory(j *opening) {
 func (o *opener) placeByNames(j *opening) (int64, error) {
 	link := fmt.Sprintf("/proc/%d/task/%d/fd/%d", j.ref.PID, j.ref.TID, j.ref.FD)
 	open := func() (*os.File, error) {
-		fd, err := unix.Open(link, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		fd, err := eintr.Get(func() (int, error) { return unix.Open(link, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0) })
 		if err != nil {
 			return nil, fmt.Errorf("open it once more: %w", err)
 		}
@@ -122,10 +124,7 @@ func eachEntry(dir *os.File, fn func(dirEntry) bool) error {
 	}
 	buf := make([]byte, 64<<10)
 	for n := 0; ; {
-		size, err := unix.Getdents(fd, buf)
-		if err == unix.EINTR {
-			continue
-		}
+		size, err := eintr.Get(func() (int, error) { return unix.Getdents(fd, buf) })
 		if err != nil {
 			return fmt.Errorf("getdents: %w", err)
 		}

@@ -8,6 +8,8 @@ import (
 	"runtime"
 	"strings"
 
+	"spfs/internal/eintr"
+
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
@@ -93,7 +95,7 @@ func (p *Plan) askLock(d *Description) *Obstacle {
 	// has it at any time.
 	for range 20 {
 		lock = unix.Flock_t{Type: unix.F_WRLCK} // from 0 to the end
-		err = unix.FcntlFlock(uintptr(fd), unix.F_GETLK, &lock)
+		err = eintr.Retry(func() error { return unix.FcntlFlock(uintptr(fd), unix.F_GETLK, &lock) })
 		if err != nil || lock.Type == unix.F_UNLCK {
 			break
 		}

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"spfs/internal/eintr"
 	"spfs/internal/mounts"
 )
 
@@ -437,7 +438,7 @@ func openThrough(clone *os.File, rest string, want fileWant) (*os.File, error) {
 		defer path.Close()
 	}
 	var st unix.Statx_t
-	err = unix.Statx(int(path.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_TYPE, &st)
+	err = eintr.Retry(func() error { return unix.Statx(int(path.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_TYPE, &st) })
 	if err != nil {
 		return nil, fmt.Errorf("stat %s: %w", path.Name(), err)
 	}
@@ -484,7 +485,8 @@ func openNoFollow(clone *os.File, rest string, path *os.File, flags int) (*os.Fi
 // reopen opens what path is open on once more. The link leads to the very file
 // that was looked at, whatever its name has become.
 func reopen(path *os.File, flags int) (*os.File, error) {
-	fd, err := unix.Open("/proc/self/fd/"+strconv.Itoa(int(path.Fd())), flags&^unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	link := "/proc/self/fd/" + strconv.Itoa(int(path.Fd()))
+	fd, err := eintr.Get(func() (int, error) { return unix.Open(link, flags&^unix.O_NOFOLLOW|unix.O_CLOEXEC, 0) })
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path.Name(), err)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"spfs/internal/eintr"
 	"spfs/internal/mounts"
 )
 
@@ -274,7 +275,7 @@ func (f *unlinkedFile) source() (*os.File, error) {
 	if f.lost {
 		return zeros(int64(f.attr.Size))
 	}
-	fd, err := unix.Open(f.links[0], unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	fd, err := eintr.Get(func() (int, error) { return unix.Open(f.links[0], unix.O_RDONLY|unix.O_CLOEXEC, 0) })
 	if err == nil {
 		return os.NewFile(uintptr(fd), f.path), nil
 	}
@@ -358,21 +359,22 @@ func copyFile(ctx context.Context, to, from *os.File, st *unix.Statx_t) error {
 		return fmt.Errorf("%s is %d bytes, not %d, after they were written", to.Name(), is.Size, st.Size)
 	}
 	if is.Uid != st.Uid || is.Gid != st.Gid {
-		if err := unix.Fchown(fd, int(st.Uid), int(st.Gid)); err != nil {
+		if err := eintr.Retry(func() error { return unix.Fchown(fd, int(st.Uid), int(st.Gid)) }); err != nil {
 			return fmt.Errorf("giving it to user %d and group %d: %w", st.Uid, st.Gid, err)
 		}
 	}
 	if err := copyAttributes(to, from); err != nil {
 		return err
 	}
-	if err := unix.Fchmod(fd, uint32(st.Mode)&0o7777); err != nil {
+	if err := eintr.Retry(func() error { return unix.Fchmod(fd, uint32(st.Mode)&0o7777) }); err != nil {
 		return fmt.Errorf("giving it the mode %#o: %w", st.Mode&0o7777, err)
 	}
 	times := []unix.Timespec{
 		{Sec: st.Atime.Sec, Nsec: int64(st.Atime.Nsec)},
 		{Sec: st.Mtime.Sec, Nsec: int64(st.Mtime.Nsec)},
 	}
-	if err := unix.UtimesNanoAt(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), times, 0); err != nil {
+	link := fmt.Sprintf("/proc/self/fd/%d", fd)
+	if err := eintr.Retry(func() error { return unix.UtimesNanoAt(unix.AT_FDCWD, link, times, 0) }); err != nil {
 		return fmt.Errorf("setting its times: %w", err)
 	}
 	return nil
@@ -391,10 +393,7 @@ func copyContent(ctx context.Context, to, from *os.File, size int64) error {
 			return err
 		}
 		// pread: the position may be the process's own.
-		n, err := unix.Pread(int(from.Fd()), buf[:min(int64(len(buf)), size-at)], at)
-		if err == unix.EINTR {
-			continue
-		}
+		n, err := eintr.Get(func() (int, error) { return unix.Pread(int(from.Fd()), buf[:min(int64(len(buf)), size-at)], at) })
 		if err != nil {
 			return fmt.Errorf("reading at %d: %w", at, err)
 		}
@@ -424,7 +423,7 @@ const maxXattrs = 64 << 10
 // among them. A file system without any has none to copy.
 func copyAttributes(to, from *os.File) error {
 	names := make([]byte, maxXattrs)
-	n, err := unix.Flistxattr(int(from.Fd()), names)
+	n, err := eintr.Get(func() (int, error) { return unix.Flistxattr(int(from.Fd()), names) })
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOSYS) {
 		return nil
 	}
@@ -436,14 +435,14 @@ func copyAttributes(to, from *os.File) error {
 		if name == "" {
 			continue
 		}
-		n, err := unix.Fgetxattr(int(from.Fd()), name, value)
+		n, err := eintr.Get(func() (int, error) { return unix.Fgetxattr(int(from.Fd()), name, value) })
 		if errors.Is(err, unix.ENODATA) {
 			continue
 		}
 		if err != nil {
 			return fmt.Errorf("reading the extended attribute %s: %w", printable(name), err)
 		}
-		if err := unix.Fsetxattr(int(to.Fd()), name, value[:n], 0); err != nil {
+		if err := eintr.Retry(func() error { return unix.Fsetxattr(int(to.Fd()), name, value[:n], 0) }); err != nil {
 			return fmt.Errorf("setting the extended attribute %s: %w", printable(name), err)
 		}
 	}

@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 
+	"spfs/internal/eintr"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -88,10 +90,11 @@ func Clone(root *os.File, path string) (*os.File, error) {
 // OpenBeneath opens path, relative to root, with root as the root directory
 // of the walk, which no symlink and no other mount can bend.
 func OpenBeneath(root *os.File, path string, flags int) (*os.File, error) {
-	fd, err := unix.Openat2(int(root.Fd()), path, &unix.OpenHow{
+	how := unix.OpenHow{
 		Flags:   uint64(flags | unix.O_CLOEXEC),
 		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV,
-	})
+	}
+	fd, err := eintr.Get(func() (int, error) { return unix.Openat2(int(root.Fd()), path, &how) })
 	name := root.Name() + "/" + strings.TrimPrefix(path, "/")
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", name, err)

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"spfs/internal/eintr"
 	"spfs/internal/thread"
 )
 
@@ -102,7 +103,10 @@ func enter(tree *os.File) error {
 
 // openHandle opens h where the thread's root is that of the file system.
 func openHandle(h Handle, root, links *os.File) Handled {
-	fd, err := unix.OpenByHandleAt(unix.AT_FDCWD, unix.NewFileHandle(h.Type, []byte(h.Bytes)), unix.O_PATH|unix.O_CLOEXEC)
+	handle := unix.NewFileHandle(h.Type, []byte(h.Bytes))
+	fd, err := eintr.Get(func() (int, error) {
+		return unix.OpenByHandleAt(unix.AT_FDCWD, handle, unix.O_PATH|unix.O_CLOEXEC)
+	})
 	if err != nil {
 		return Handled{Err: fmt.Errorf("open_by_handle_at: %w", err)}
 	}
