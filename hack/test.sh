@@ -48,7 +48,7 @@ unit() {
 }
 
 e2e() {
-	$GO test -count=1 -timeout 20m ./test
+	$GO test -count=1 -timeout 25m ./test
 }
 
 $GO build -o "$tmp/contained" ./test/cmd/contained || exit 1
