@@ -70,17 +70,17 @@ func (r *run) changeLateMounts() error {
 	return err
 }
 
-// kept is what is given to Options.Keep: the old mount, then the new ones in the
-// order of the journal.
+// kept is what is given to Options.Keep: the journal, the verdict, the old mount,
+// then the new ones in the order of the journal.
 func (r *run) kept() []*os.File {
 	if !r.plan.Scope.Everyone() {
-		return nil
+		return []*os.File{r.journal.dir, r.verdict.file}
 	}
 	byID := map[int]*os.File{}
 	for _, m := range r.plan.Usage.Mounts {
 		byID[m.ID] = m.Replacement
 	}
-	files := []*os.File{r.old}
+	files := []*os.File{r.journal.dir, r.verdict.file, r.old}
 	for _, m := range r.journal.written.Mounts {
 		files = append(files, byID[m.ID])
 	}

@@ -21,10 +21,13 @@ import (
 type Recovery struct {
 	// PID is the swapper whose runs are recovered; all that were cut off if 0.
 	PID int
-	// Kept is what the swapper gave to [Options.Keep]: the old mount, and those
-	// that were to be attached. Without the latter the new mount is cloned once
-	// more from where the user mounted it, and the processes' descriptors lead to
-	// it by the same paths, but through another mount.
+	// Kept is what the swapper gave to [Options.Keep]: its journal, which is as
+	// locked as it was then, the verdict, the old mount, and those that were to be
+	// attached. Only that journal's run is recovered then. If it is gone, and the
+	// run had committed, all had been done, and what is returned says no more than
+	// that. Without the mounts the new one
+	// is cloned once more from where the user mounted it, and what processes have
+	// open leads to it through another mount, which is attached nowhere.
 	Kept []*os.File
 	// ShutGate shuts the gate of the stub that serves the device, which a run
 	// that did not commit had opened, or had been about to.
@@ -52,7 +55,15 @@ type Recovered struct {
 // It returns what it found, also when it fails: what it could not do is left,
 // and the next call tries again.
 func Recover(ctx context.Context, how Recovery) ([]Recovered, error) {
-	journals, err := cutOff(ctx)
+	var journals []*journal
+	var err error
+	var done []Recovered
+	if len(how.Kept) > 1 {
+		journals, done, err = keptJournal(how.Kept[0], how.Kept[1])
+		how.Kept = how.Kept[2:]
+	} else {
+		journals, err = cutOff(ctx)
+	}
 	defer func() {
 		for _, j := range journals {
 			j.close()
@@ -61,7 +72,7 @@ func Recover(ctx context.Context, how Recovery) ([]Recovered, error) {
 	if err != nil {
 		return nil, err
 	}
-	all := []Recovered{}
+	all := append([]Recovered{}, done...)
 	var errs []error
 	for _, j := range journals {
 		rec, err := j.read()
@@ -112,6 +123,30 @@ func cutOff(ctx context.Context) ([]*journal, error) {
 		}
 	}
 	return found, err
+}
+
+// keptJournal is the journal whose directory a swapper has given away. If it had
+// begun to remove it, there was nothing left to do, and done says what it was.
+func keptJournal(dir, verdict *os.File) (kept []*journal, done []Recovered, err error) {
+	path, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", dir.Fd()))
+	if err != nil {
+		return nil, nil, fmt.Errorf("finding the journal: %w", err)
+	}
+	if filepath.Dir(path) != journalDirectory || !strings.HasPrefix(filepath.Base(path), journalPrefix) {
+		return nil, nil, fmt.Errorf("%s is no journal", path)
+	}
+	j := &journal{path: path, dir: dir}
+	if _, err := os.Lstat(path); err == nil { // else the path ends in " (deleted)"
+		kept = append(kept, j)
+		if rec, err := j.read(); rec != nil || err != nil {
+			return kept, nil, nil
+		}
+	}
+	forward, err := wordOf(verdict)
+	if forward {
+		done = []Recovered{{Swapped: true, Cleaned: []int{}, Problems: []string{}}}
+	}
+	return kept, done, err
 }
 
 // awaitJournal takes a journal when its owner is done, and returns nil if it is

@@ -75,6 +75,11 @@ func readVerdict(dir string) (forward bool, err error) {
 		return false, fmt.Errorf("reading the verdict: %w", err)
 	}
 	defer f.Close()
+	return wordOf(f)
+}
+
+// wordOf says whether the verdict in a file is "forward".
+func wordOf(f *os.File) (forward bool, err error) {
 	var word [4]byte
 	if _, err := f.ReadAt(word[:], 0); err != nil && !errors.Is(err, io.EOF) {
 		return false, fmt.Errorf("reading the verdict: %w", err)

@@ -6,7 +6,9 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"os/exec"
+	"slices"
 	"testing"
 	"time"
 
@@ -15,8 +17,8 @@ import (
 
 var kills = flag.Int("kills", 500, "kill a swapper so often, at random moments")
 
-// TestSwapKilledAtRandomMoments kills the worker, the command or both of them
-// at moments of chance, from the start of a run to after its end.
+// TestSwapKilledAtRandomMoments kills the worker, the command, both of them, or
+// their guard as well, at moments of chance, from the start of a run to after its end.
 func TestSwapKilledAtRandomMoments(t *testing.T) {
 	// Alone, as TestSwapKilledAtEveryPoint.
 	program := rig.Build(t).Swap
@@ -29,14 +31,20 @@ func TestSwapKilledAtRandomMoments(t *testing.T) {
 	for n := range *kills {
 		r := rig.Begin(t, exec.Command(program, "run", "--from", v.old, "--to", v.new))
 		after := time.Duration(rand.Int64N(int64(usual + usual/5)))
-		who := []string{"self", "parent", "both"}[n%3]
+		who := []string{"self", "parent", "both", "all"}[n%4]
 		what := fmt.Sprintf("kill %d, of %s after %v of about %v", n, who, after, usual)
 		select {
 		case <-r.Ended():
 		case <-time.After(after):
 		}
-		tree := rig.Tree(r.PID) // the command, then its worker if there is one yet
-		workers := tree[1:]
+		var workers, guards []int // if there are any yet, and any more
+		for _, pid := range rig.Tree(r.PID)[1:] {
+			if comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err == nil && string(comm) == "sh\n" {
+				guards = append(guards, pid)
+			} else {
+				workers = append(workers, pid)
+			}
+		}
 		switch who {
 		case "self":
 			rig.Kill(t, workers...)
@@ -44,12 +52,14 @@ func TestSwapKilledAtRandomMoments(t *testing.T) {
 			r.Kill()
 		case "both":
 			rig.Kill(t, append(workers, r.PID)...)
+		case "all":
+			rig.Kill(t, slices.Concat(guards, workers, []int{r.PID})...)
 		}
 		r.Wait(t)
 		for _, w := range workers {
 			rig.Await(t, 20*time.Second, func() bool { return !rig.Alive(w) }, "the end of the worker %d", w)
 		}
-		if lost := v.settled(program, what, who == "both"); lost {
+		if lost := v.settled(program, what, who == "all"); lost {
 			v.counter.Check()
 			v = newVictims(t)
 			v.remember()

@@ -222,14 +222,14 @@ func recoverRuns(t *testing.T, program string) (found []struct {
 	return found
 }
 
-// settled checks everything after a swapper was killed. If both of its
+// settled checks everything after a swapper was killed. If all of its
 // processes were, it is only after "recover" that nothing may be left. It
 // reports whether the mounts that the clients' files were opened through were
-// lost with both: then their paths can't be told any more.
-func (v *victims) settled(program, what string, both bool) (lost bool) {
+// lost with them: then their paths can't be told any more.
+func (v *victims) settled(program, what string, all bool) (lost bool) {
 	v.t.Helper()
 	found := recoverRuns(v.t, program)
-	if len(found) > 0 && !both {
+	if len(found) > 0 && !all {
 		v.t.Fatalf("%s: something was left to recover: %+v", what, found)
 	}
 	if again := recoverRuns(v.t, program); len(again) != 0 {
@@ -243,7 +243,7 @@ func (v *victims) settled(program, what string, both bool) (lost bool) {
 	if len(found) > 0 && found[0].Swapped != (side == v.newDev) {
 		v.t.Fatalf("%s: recover found %+v, and the processes are on %s (old %s)", what, found, devName(side), devName(v.oldDev))
 	}
-	if len(found) > 0 && found[0].Mounts > 0 && v.puppet.Getcwd() != v.old+"/dir" {
+	if all && len(found) > 0 && found[0].Mounts > 0 && v.puppet.Getcwd() != v.old+"/dir" {
 		return true
 	}
 	v.live(what)
@@ -287,8 +287,8 @@ func eachPoint(t *testing.T, log string, do func(pid int, name string)) {
 	}
 }
 
-// TestSwapKilledAtEveryPoint kills the worker, the command or both of them with
-// SIGKILL at every point between two steps of a run.
+// TestSwapKilledAtEveryPoint kills the worker, the command, both of them, or
+// their guard as well, with SIGKILL at every point between two steps of a run.
 func TestSwapKilledAtEveryPoint(t *testing.T) {
 	// Alone: what is left is recovered from all of /run/spfs.
 	program := rig.BuildWith(t, "spfs-swap", "faults")
@@ -313,19 +313,22 @@ func TestSwapKilledAtEveryPoint(t *testing.T) {
 		what := fmt.Sprintf("kill %s at %q, time %d", who, name, nth)
 		r := v.run(program, fmt.Sprintf("%s/log.%d", dir, n), fmt.Sprintf("SPFS_FAULT=%s#%d", name, nth), "SPFS_FAULT_KILL="+who)
 		t.Logf("%s: %v, status %d: %s%s", what, r.Took.Round(time.Millisecond), r.Status, r.Stdout, r.Stderr)
-		if v.settled(program, what, who == "both") {
+		if swapped := v.side(what) == v.newDev; who == "self" && swapped != (r.Status == 0) {
+			t.Fatalf("%s: swapped is %v, the status %d", what, swapped, r.Status)
+		}
+		if v.settled(program, what, who == "all") {
 			t.Fatalf("%s: the mounts were lost", what)
 		}
 	}
 	for i, name := range order {
-		for k, who := range []string{"self", "parent", "both"} {
-			if who == "both" && loses[name] {
+		for k, who := range []string{"self", "parent", "both", "all"} {
+			if who == "all" && loses[name] {
 				continue // see TestSwapKilledBeforeTheMounts
 			}
 			if everyCombination {
 				kill(name, 1, who)
 				kill(name, times[name], who)
-			} else if k == i%3 {
+			} else if k == i%4 || who == "both" && loses[name] {
 				kill(name, 1+(times[name]-1)*(i%2), who) // the first or the last time
 			}
 		}
@@ -335,18 +338,18 @@ func TestSwapKilledAtEveryPoint(t *testing.T) {
 	v.counter.End(v.data + "/counter")
 }
 
-// loses are the points at which the death of both processes loses the mounts
+// loses are the points at which the death of all processes loses the mounts
 // that the clients' files were opened through.
 var loses = map[string]bool{"committed": true, "mounts: parent isolated": true}
 
-// TestSwapKilledBeforeTheMounts kills both processes right after the verdict:
+// TestSwapKilledBeforeTheMounts kills all processes right after the verdict:
 // all are on the new mount, and "recover" changes the mount points.
 func TestSwapKilledBeforeTheMounts(t *testing.T) {
 	// Alone, as TestSwapKilledAtEveryPoint.
 	program := rig.BuildWith(t, "spfs-swap", "faults")
 	v := newVictims(t)
 	v.remember()
-	v.run(program, rig.Dir(t)+"/log", "SPFS_FAULT=committed", "SPFS_FAULT_KILL=both")
+	v.run(program, rig.Dir(t)+"/log", "SPFS_FAULT=committed", "SPFS_FAULT_KILL=all")
 	if got := devAt(t, 0, v.old); got != v.oldDev {
 		t.Fatalf("the mount point is %s before the recovery, want %s", devName(got), devName(v.oldDev))
 	}

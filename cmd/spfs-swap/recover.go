@@ -17,14 +17,15 @@ var recoverCommand = &cli.Command{
 	Name:  "recover",
 	Usage: "finish what a run that was killed has begun",
 	Description: `A run that is killed leaves every process whole: all of them on the old mount
-if it had not committed, all on the new one if it had; and its two processes
-recover from each other's death by themselves. recover is for when both were
-killed. It changes the mount points that are still to be changed, takes away
+if it had not committed, all on the new one if it had; and its three processes
+recover from each other's death by themselves. recover is for when all of them
+were killed. It changes the mount points that are still to be changed, takes away
 what was left in processes, and says what it found.
 
 It waits for runs that are under way. Where there is nothing to do it changes
 nothing.`,
 	Flags: []cli.Flag{
+		hiddenGuardFlag,
 		&cli.DurationFlag{Name: "timeout", Usage: "give up after `TIME`; what is left is left for the next time", Value: recoverTime},
 		&cli.BoolFlag{Name: "json", Usage: "print an array: pid, from, to, swapped, processes, cleaned, mounts, problems of each run"},
 	},
@@ -35,6 +36,9 @@ nothing.`,
 		}
 		if err := privilege.NeedRoot(); err != nil {
 			return err
+		}
+		if c.IsSet(guardFlag) {
+			return recoverAsGuard(c)
 		}
 		ctx, cancel := context.WithTimeout(c.Context, c.Duration("timeout"))
 		defer cancel()

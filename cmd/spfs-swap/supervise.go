@@ -22,9 +22,11 @@ import (
 // A run is done by a process of its own, the worker, in a session of its own;
 // the command that was typed attends to it. Whichever of the two is killed, the
 // other one puts things in order: a worker whose command is gone goes back if
-// it has not committed yet, and a command whose worker is gone recovers.
+// it has not committed yet, and a command whose worker is gone recovers. When
+// both are killed, the guard does (guard.go).
 
-// attendedFlag tells a worker the descriptor of its socket to the command.
+// attendedFlag tells a worker the descriptor of its socket to the command; the
+// two after it are what it holds of the guard.
 const attendedFlag = "attended"
 
 var hiddenAttendedFlag = &cli.IntFlag{Name: attendedFlag, Hidden: true}
@@ -39,18 +41,21 @@ func attended(action func(*cli.Context, *attendant) error) cli.ActionFunc {
 	}
 }
 
-// attendant is the command, seen from its worker.
-type attendant struct{ socket *os.File }
+// attendant is the command, seen from its worker; and the guard.
+type attendant struct{ socket, guard *os.File }
 
 // work is the worker.
 func work(c *cli.Context, action func(*cli.Context, *attendant) error) error {
 	// What is said goes where the command's words go; should nobody read it,
 	// that is no reason to stop.
 	signal.Ignore(unix.SIGPIPE)
-	a := &attendant{os.NewFile(uintptr(c.Int(attendedFlag)), "the command")}
-	if _, err := unix.FcntlInt(a.socket.Fd(), unix.F_SETFD, unix.FD_CLOEXEC); err != nil {
-		return exit.Usage("--%s is for spfs-swap itself", attendedFlag)
+	first := c.Int(attendedFlag)
+	for fd := first; fd < first+3; fd++ { // the third, the guard's pipe, is only held
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, unix.FD_CLOEXEC); err != nil {
+			return exit.Usage("--%s is for spfs-swap itself", attendedFlag)
+		}
 	}
+	a := &attendant{os.NewFile(uintptr(first), "the command"), os.NewFile(uintptr(first+1), "the guard")}
 	ctx, cancel := context.WithCancelCause(c.Context)
 	defer cancel(nil)
 	go func() {
@@ -66,16 +71,20 @@ func work(c *cli.Context, action func(*cli.Context, *attendant) error) error {
 	return err
 }
 
-// keep gives the command descriptors, to hold for as long as it lives.
+// keep gives the command descriptors, to hold for as long as it lives; and the
+// guard, should it still be there: of one that was killed the command need not
+// die.
 func (a *attendant) keep(files []*os.File) error {
 	for part := range slices.Chunk(files, maxRights) {
 		fds := make([]int, len(part))
 		for i, f := range part {
 			fds[i] = int(f.Fd())
 		}
-		err := unix.Sendmsg(int(a.socket.Fd()), []byte{0}, unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
-		if err != nil {
-			return fmt.Errorf("giving the mounts to the command: %w", err)
+		for _, to := range []*os.File{a.guard, a.socket} {
+			err := unix.Sendmsg(int(to.Fd()), []byte{0}, unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
+			if err != nil && !(to == a.guard && errors.Is(err, unix.EPIPE)) {
+				return fmt.Errorf("giving the mounts to %s: %w", to.Name(), err)
+			}
 		}
 	}
 	return nil
@@ -93,15 +102,22 @@ func attend(c *cli.Context) error {
 	}
 	ours, theirs := os.NewFile(uintptr(pair[0]), "worker"), os.NewFile(uintptr(pair[1]), "command")
 	defer ours.Close()
+	guard, err := newGuard()
+	if err != nil {
+		theirs.Close()
+		return err
+	}
+	defer guard.dismiss()
 	// The command's name is the first argument: there are no flags before it.
 	args := slices.Concat([]string{c.Command.Name, fmt.Sprintf("--%s=3", attendedFlag)}, os.Args[2:])
 	cmd := exec.Command("/proc/self/exe", args...)
 	cmd.Args[0] = os.Args[0]
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.ExtraFiles = []*os.File{theirs}
+	cmd.ExtraFiles = []*os.File{theirs, guard.socket, guard.lives}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = cmd.Start()
 	theirs.Close()
+	guard.socket.Close() // with it, what the worker has sent is the guard's alone
 	if err != nil {
 		return fmt.Errorf("starting the worker: %w", err)
 	}
@@ -115,6 +131,7 @@ func attend(c *cli.Context) error {
 	}
 	state := cmd.ProcessState
 	if state.Exited() {
+		guard.dismiss()
 		os.Exit(state.ExitCode()) // it has said everything
 	}
 	return recoverWorker(state, ours)
@@ -132,16 +149,26 @@ func recoverWorker(state *os.ProcessState, socket *os.File) error {
 		}
 	}()
 	all, recovered := swap.Recover(ctx, swap.Recovery{PID: state.Pid(), Kept: kept, ShutGate: shutGateOf})
-	if err := errors.Join(err, recovered); err != nil {
-		return fmt.Errorf("the worker ended by %v; recovering from it: %w", state, err)
+	return sayRecovered(fmt.Sprintf("the worker ended by %v", state), all, errors.Join(err, recovered))
+}
+
+// sayRecovered tells what became of a run that ended like this.
+func sayRecovered(how string, all []swap.Recovered, err error) error {
+	if err != nil {
+		return fmt.Errorf("%s; recovering from it: %w", how, err)
 	}
 	for _, r := range all {
-		if r.Swapped {
-			fmt.Fprintf(os.Stderr, "the worker ended by %v once it had committed: the swap of %s was finished without it\n", state, r.From)
-			return nil
+		if !r.Swapped {
+			continue
 		}
+		if r.From == "" {
+			fmt.Fprintf(os.Stderr, "%s when all had been swapped\n", how)
+		} else {
+			fmt.Fprintf(os.Stderr, "%s once it had committed: the swap of %s was finished without it\n", how, r.From)
+		}
+		return nil
 	}
-	return fmt.Errorf("the worker ended by %v before it had committed: nothing was changed", state)
+	return fmt.Errorf("%s before it had committed: nothing was changed", how)
 }
 
 // recoverTime bounds a recovery when nobody says otherwise.

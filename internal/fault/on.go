@@ -5,6 +5,7 @@ package fault
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -37,12 +38,28 @@ func Point(name string) {
 	if at != name || reached[name] != n || fired() {
 		return
 	}
+	if killed == "all" {
+		killSiblings()
+	}
 	if killed != "self" {
 		unix.Kill(os.Getppid(), unix.SIGKILL)
 	}
 	if killed != "parent" {
 		unix.Kill(os.Getpid(), unix.SIGKILL)
 		select {} // it comes before anything else is done
+	}
+}
+
+// killSiblings kills the other children of the parent.
+func killSiblings() {
+	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", os.Getppid())) // one for each thread
+	for _, path := range lists {
+		list, _ := os.ReadFile(path) // of a thread that has ended meanwhile
+		for _, child := range strings.Fields(string(list)) {
+			if pid, err := strconv.Atoi(child); err == nil && pid != os.Getpid() {
+				unix.Kill(pid, unix.SIGKILL)
+			}
+		}
 	}
 }
 
