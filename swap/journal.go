@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -55,6 +56,7 @@ type runRecord struct {
 	Move      bool            `json:"move"`
 	Processes []processRecord `json:"processes"`
 	Mounts    []mountRecord   `json:"mounts"` // those to change
+	Made      []madeRecord    `json:"made,omitempty"`
 }
 
 type endpointRecord struct {
@@ -83,6 +85,12 @@ type mountRecord struct {
 	Shared    bool   `json:"shared"`
 	Parent    int    `json:"parent"`
 	Group     int    `json:"group"` // the parent's peer group, which it leaves for a moment; or 0
+}
+
+// madeRecord is a file that has a name on the new file system until the verdict.
+type madeRecord struct {
+	Name []byte   `json:"name"`
+	In   [][]byte `json:"in"` // one of these directories, from the root of To's mount
 }
 
 // newJournal makes the directory, locked, and with no record in it: for
@@ -253,6 +261,11 @@ func parseRecord(text []byte) (*runRecord, error) {
 	for _, m := range r.Mounts {
 		if !cleanPath(m.Point) || !cleanPath(m.Root) || m.ID < 0 || m.Parent < 0 || m.Group < 0 {
 			return nil, fmt.Errorf("no mount is %d at %q, on %d", m.ID, m.Point, m.Parent)
+		}
+	}
+	for _, m := range r.Made {
+		if !ourName(string(m.Name)) || !slices.ContainsFunc(m.In, cleanPath) || slices.ContainsFunc(m.In, func(p []byte) bool { return !cleanPath(p) }) {
+			return nil, fmt.Errorf("no file %q was made in %q", m.Name, m.In)
 		}
 	}
 	for _, e := range []endpointRecord{r.From, r.To} {

@@ -24,6 +24,7 @@ func someRecord() *runRecord {
 		To:        endpointRecord{Path: []byte("new"), Point: []byte("/mnt/new"), Root: []byte("/"), Dev: 42, Mount: 4},
 		Processes: []processRecord{{100, 5}, {101, 6}},
 		Mounts:    []mountRecord{{ID: 3, Unique: 1 << 40, Point: []byte("/mnt/old\xff"), Root: []byte("/"), Parent: 1, Group: 2}},
+		Made:      []madeRecord{{Name: []byte(newName()), In: [][]byte{[]byte("/dir\xff"), []byte("/")}}},
 	}
 }
 

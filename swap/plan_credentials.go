@@ -10,26 +10,32 @@ import (
 	"spfs/internal/thread"
 )
 
-// openAs calls open on a thread of its own with the file system credentials of
-// a task (and all capabilities), which then ends.
-func openAs(task Task, open func() (*os.File, error)) (*os.File, error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/status", task.PID, task.TID))
-	if err != nil {
-		return nil, err
-	}
-	_, cred, err := parseStatus(text)
-	if err != nil {
-		return nil, err
-	}
-	var f *os.File
-	err = thread.Run(func() (err error) {
-		if err := cred.assume(); err != nil {
-			return err
-		}
+// openAs calls open as doAs does.
+func openAs(task Task, open func() (*os.File, error)) (f *os.File, err error) {
+	err = doAs(task, func() (err error) {
 		f, err = open()
 		return err
 	})
 	return f, err
+}
+
+// doAs calls do on a thread of its own with the file system credentials of a
+// task (and all capabilities), which then ends.
+func doAs(task Task, do func() error) error {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/status", task.PID, task.TID))
+	if err != nil {
+		return err
+	}
+	_, cred, err := parseStatus(text)
+	if err != nil {
+		return err
+	}
+	return thread.Run(func() error {
+		if err := cred.assume(); err != nil {
+			return err
+		}
+		return do()
+	})
 }
 
 // assume makes the calling thread the credentials' user in every id: a FUSE

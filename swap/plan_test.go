@@ -425,10 +425,7 @@ func TestDirectoryInTheMiddle(t *testing.T) {
 func TestOwnersMount(t *testing.T) {
 	const uid, gid = 65534, 65534 // fusermount wants a user that has a name: nobody
 	m := newTwoMountsOf(t, uid, gid)
-	user := rig.StartPuppet(t)
-	user.Must(unix.SYS_SETGROUPS, 0, 0)
-	user.Must(unix.SYS_SETRESGID, gid, gid, gid)
-	user.Must(unix.SYS_SETRESUID, uid, uid, uid)
+	user := startUser(t, uid, gid)
 	fd := user.Open(m.old+"/file", unix.O_RDWR)
 	user.Chdir(m.old)
 	user.Mmap(fd, pageSize, unix.PROT_READ, unix.MAP_SHARED)
@@ -446,6 +443,15 @@ func TestOwnersMount(t *testing.T) {
 	if uid, euid, suid := unix.Getresuid(); uid|euid|suid != 0 {
 		t.Errorf("ids are %d %d %d now", uid, euid, suid)
 	}
+}
+
+func startUser(t *testing.T, uid, gid int) *rig.Puppet {
+	t.Helper()
+	user := rig.StartPuppet(t)
+	user.Must(unix.SYS_SETGROUPS, 0, 0)
+	user.Must(unix.SYS_SETRESGID, gid, gid, gid)
+	user.Must(unix.SYS_SETRESUID, uid, uid, uid)
+	return user
 }
 
 func newTwoMountsOf(t *testing.T, uid, gid int) *twoMounts {

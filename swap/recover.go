@@ -248,6 +248,7 @@ func recoverRun(ctx context.Context, j *journal, rec *runRecord, how Recovery) (
 	fault.Point("recover: mounts done")
 	errs = append(errs, finishProcesses(ctx, rec, found))
 	fault.Point("recover: processes done")
+	errs = append(errs, removeMade(ctx, rec, found))
 	switch {
 	case forward && rec.Move:
 		errs = append(errs, moveAway(ctx, rec))
@@ -259,6 +260,80 @@ func recoverRun(ctx context.Context, j *journal, rec *runRecord, how Recovery) (
 		return found, err
 	}
 	return found, j.remove()
+}
+
+// removeMade takes the names of files away that the run had made. Those of a
+// run that committed have none any more.
+func removeMade(ctx context.Context, rec *runRecord, found *Recovered) error {
+	if len(rec.Made) == 0 {
+		return nil
+	}
+	namespaces, err := mounts.List(ctx)
+	if err != nil {
+		return err
+	}
+	byInode := map[uint64]*mounts.Namespace{}
+	for _, ns := range namespaces {
+		defer ns.Close()
+		byInode[ns.Inode] = ns
+	}
+	ns, now, err := rec.toMount(byInode)
+	if err != nil {
+		// Nobody can do more, now or later.
+		found.Problems = append(found.Problems, fmt.Sprintf("a file %s… may be left on the new file system: %v", madeName, err))
+		return nil
+	}
+	root, err := ns.Open(now)
+	if err != nil {
+		return err
+	}
+	done := make(chan error, 1)
+	go func() { // its daemon may hang
+		defer root.Close()
+		var errs []error
+		for _, m := range rec.Made {
+			errs = append(errs, m.remove(root, rec.Processes))
+		}
+		done <- errors.Join(errs...)
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("removing what was made on %s: its daemon does not answer: %w", rec.To.Path, ctx.Err())
+	}
+}
+
+// remove takes away the name, wherever it is. A mount that does not admit root
+// admits a process of the run.
+func (m madeRecord) remove(root *os.File, users []processRecord) error {
+	var errs []error
+	for _, in := range m.In {
+		remove := func() error {
+			dir, err := mounts.OpenBeneath(root, strings.TrimPrefix(string(in)+"/.", "/"), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW)
+			if err == nil {
+				defer dir.Close()
+				err = unix.Unlinkat(int(dir.Fd()), string(m.Name), 0)
+			}
+			if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+				return nil
+			}
+			return err
+		}
+		err := remove()
+		for _, p := range users {
+			if !errors.Is(err, unix.EACCES) && !errors.Is(err, unix.EPERM) {
+				break
+			}
+			if p.alive() {
+				err = doAs(Task{p.PID, p.PID}, remove)
+			}
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("removing %s/%s on the new mount: %w", in, m.Name, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // finishProcesses sees to it that nothing of the run is left in any process.

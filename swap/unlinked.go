@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"spfs/internal/eintr"
+	"spfs/internal/fault"
 	"spfs/internal/mounts"
 )
 
@@ -33,6 +34,19 @@ type unlinkedFile struct {
 	links        []string // that lead to it in /proc
 	lost         bool     // nobody has its content
 	other        *Mount   // another mount that it is reached through, if there is one
+	name         string   // by which it is made
+}
+
+// madeName begins the names by which files are made anew.
+const madeName = ".spfs-"
+
+// newName is a name that nobody can guess.
+func newName() string { return madeName + rand.Text() }
+
+// ourName says whether newName may have made a name.
+func ourName(name string) bool {
+	rest, ours := strings.CutPrefix(name, madeName)
+	return ours && len(rest) >= len(rand.Text()) && !strings.Contains(rest, "/")
 }
 
 // unlinkedFiles are those of u, each once. What they are is compared by the
@@ -173,6 +187,12 @@ func (r *run) recreate(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if len(files) == 0 {
+		return nil
+	}
+	if err := r.noteMade(files); err != nil {
+		return err
+	}
 	for _, f := range files {
 		f.lost = r.plan.Silent()
 		type result struct {
@@ -182,6 +202,17 @@ func (r *run) recreate(ctx context.Context) error {
 		done := make(chan result, 1)
 		go func() {
 			made, err := f.makeAnew(ctx)
+			if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) {
+				// A file system that admits only some users.
+				ownErr := doAs(f.task, func() error {
+					own, err := f.makeAnew(ctx)
+					made = append(made, own...)
+					return err
+				})
+				if ownErr == nil {
+					err = nil
+				}
+			}
 			done <- result{made, err}
 		}()
 		var got result
@@ -201,6 +232,25 @@ func (r *run) recreate(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// noteMade notes in the journal by what names files will be there until the
+// verdict, for Recover to take them away.
+func (r *run) noteMade(files []*unlinkedFile) error {
+	rec := *r.journal.written
+	for _, f := range files {
+		f.name = newName()
+		made := madeRecord{Name: []byte(f.name)}
+		for _, dir := range []string{path.Dir(f.path), f.mount.Root} {
+			if in, ok := relative(dir, r.plan.From.Mount.Root); ok {
+				made.In = append(made.In, []byte(path.Join("/", in)))
+			}
+		}
+		if len(made.In) > 0 { // else it won't be made either
+			rec.Made = append(rec.Made, made)
+		}
+	}
+	return r.journal.write(&rec)
 }
 
 // makeAnew makes f on the new file system, and opens it for all that leads to
@@ -228,28 +278,17 @@ func (f *unlinkedFile) makeAnew(ctx context.Context) (made []*os.File, err error
 		return nil, err
 	}
 	defer place.Close()
-	name := ".spfs-" + rand.Text()
-	create := func() (*os.File, error) {
-		fd, err := unix.Openat(int(place.Fd()), name, unix.O_CREAT|unix.O_EXCL|unix.O_RDWR|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
-		if err != nil {
-			return nil, fmt.Errorf("create a file in %s: %w", place.Name(), err)
-		}
-		return os.NewFile(uintptr(fd), place.Name()+"/"+name), nil
-	}
-	file, err := create()
-	if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) {
-		if own, ownErr := openAs(f.task, create); ownErr == nil {
-			file, err = own, nil
-		}
-	}
+	fd, err := unix.Openat(int(place.Fd()), f.name, unix.O_CREAT|unix.O_EXCL|unix.O_RDWR|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("create a file in %s: %w", place.Name(), err)
 	}
+	file := os.NewFile(uintptr(fd), place.Name()+"/"+f.name)
 	defer file.Close()
+	fault.Point("unlinked file created")
 	named := true
 	unlink := func() error {
 		named = false
-		if err := unix.Unlinkat(int(place.Fd()), name, 0); err != nil {
+		if err := unix.Unlinkat(int(place.Fd()), f.name, 0); err != nil {
 			return fmt.Errorf("unlink %s: %w", file.Name(), err)
 		}
 		return nil
@@ -260,12 +299,13 @@ func (f *unlinkedFile) makeAnew(ctx context.Context) (made []*os.File, err error
 		}
 	}()
 	// While it has a name: a daemon that works with names can't open it after.
-	if made, err = f.openAll(place, name, file); err != nil {
+	if made, err = f.openAll(place, f.name, file); err != nil {
 		return made, err
 	}
 	if err := copyFile(ctx, file, source, &st); err != nil {
 		return made, err
 	}
+	fault.Point("unlinked file copied")
 	return made, unlink()
 }
 
@@ -317,11 +357,6 @@ func (f *unlinkedFile) openAll(place *os.File, name string, file *os.File) (made
 			return reopen(file, flags)
 		}
 		again, err := once()
-		if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) {
-			if own, ownErr := openAs(f.task, once); ownErr == nil {
-				again, err = own, nil
-			}
-		}
 		if err == nil {
 			made = append(made, again)
 		}

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"testing"
 
+	"spfs/test/rig"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -67,5 +69,53 @@ func TestCopyFile(t *testing.T) {
 		if err := copyFile(context.Background(), to, from, &st); err == nil {
 			t.Errorf("%s: a copy of more than there is", c.name)
 		}
+	}
+}
+
+// TestUnlinkedFileOnOwnersMount makes a file anew on a mount that does not admit
+// root, and removes another that a swapper has left there.
+func TestUnlinkedFileOnOwnersMount(t *testing.T) {
+	const uid, gid = 65534, 65534
+	m := newTwoMountsOf(t, uid, gid)
+	user := startUser(t, uid, gid)
+	fd := user.Open(m.old+"/file", unix.O_RDWR)
+	user.Write(fd, "content")
+	user.Must(unix.SYS_UNLINKAT, unix.AT_FDCWD, m.old+"/file", 0)
+	inDirectory(t)
+	r := &run{plan: m.plan(t, Scope{}, AskOld())}
+	if err := r.plan.Err(); err != nil {
+		t.Fatal(err)
+	}
+	defer r.close()
+	if err := r.beginJournal(); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.recreate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 10)
+	n, err := unix.Pread(int(r.plan.Usage.fd(t, user.PID, fd).Description.Replacement.Fd()), got, 0)
+	if err != nil || string(got[:n]) != "content" {
+		t.Errorf("the new file holds %q (%v)", got[:max(n, 0)], err)
+	}
+
+	rec := r.journal.written
+	if len(rec.Made) != 1 {
+		t.Fatalf("noted: %q", rec.Made)
+	}
+	left := m.copy + "/" + string(rec.Made[0].Name)
+	if _, err := os.Lstat(left); err == nil {
+		t.Error("it has its name still")
+	}
+	rig.Write(t, left, "")
+	found := &Recovered{}
+	if err := removeMade(t.Context(), rec, found); err != nil || len(found.Problems) != 0 {
+		t.Errorf("removing it: %v, problems %q", err, found.Problems)
+	}
+	if _, err := os.Lstat(left); err == nil {
+		t.Error("it was not removed")
+	}
+	if err := r.journal.remove(); err != nil {
+		t.Error(err)
 	}
 }
