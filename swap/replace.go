@@ -74,7 +74,8 @@ type team struct {
 	workers []*worker // those of jobs that have started
 }
 
-// each does something for all teams at the same time.
+// each does something for all teams at the same time, on the tracers' own
+// threads: to go there and back for every call would take longer than the calls.
 func (r *run) each(do func(*team) error) error {
 	errs := make([]error, len(r.teams))
 	var wait sync.WaitGroup
@@ -82,7 +83,7 @@ func (r *run) each(do func(*team) error) error {
 		wait.Add(1)
 		go func() {
 			defer wait.Done()
-			errs[i] = do(&r.teams[i])
+			errs[i] = r.stopped.tracers[i].Do(func() error { return do(&r.teams[i]) })
 		}()
 	}
 	wait.Wait()
