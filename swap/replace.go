@@ -61,6 +61,9 @@ func (r *run) prepare(ctx context.Context) error {
 	}
 	first, further := jobs(r.plan.Usage)
 	r.teams = make([]team, len(r.stopped.tracers))
+	for i := range r.teams {
+		r.teams[i].tracer = i
+	}
 	for _, j := range first {
 		t := &r.teams[r.stopped.tracerOf[j.task.PID]]
 		t.jobs = append(t.jobs, append([]*job{j}, further[j.task.PID]...))
@@ -70,6 +73,7 @@ func (r *run) prepare(ctx context.Context) error {
 
 // team is the work of one tracer's processes.
 type team struct {
+	tracer  int       // an index of stopped.tracers
 	jobs    [][]*job  // by process; the first is the one that maps, if any does
 	workers []*worker // those of jobs that have started
 }
@@ -92,10 +96,8 @@ func (r *run) each(do func(*team) error) error {
 
 func (r *run) prepareTeam(ctx context.Context, t *team) error {
 	trace := r.options.Trace
-	for _, jobs := range t.jobs {
-		if err := r.startAll(ctx, t, jobs); err != nil {
-			return err
-		}
+	if err := r.startAll(ctx, t); err != nil {
+		return err
 	}
 	for _, w := range t.workers {
 		if err := w.supply(ctx); err != nil {
@@ -122,38 +124,67 @@ func (r *run) prepareTeam(ctx context.Context, t *team) error {
 	return nil
 }
 
-// startAll sets the batches of one process going, and sees to it that its other
-// threads would not run on before their end even if we died.
-func (r *run) startAll(ctx context.Context, t *team, jobs []*job) error {
-	pid := jobs[0].task.PID
-	p := r.stopped.process(pid)
-	if th := threadOf(p, jobs[0].task.TID); th != nil {
-		// Without stations, a single batch does; its process is only not as
-		// well guarded against our death.
-		if err := p.MakeStations(ctx, th); err != nil && len(jobs) > 1 {
-			return fmt.Errorf("several threads of process %d have descriptor tables or directories of their own: %w", pid, err)
+// startAll sets the batches of a team's processes going, and sees to it that
+// other threads of theirs would not run on before their end even if we died.
+func (r *run) startAll(ctx context.Context, t *team) error {
+	began := time.Now()
+	var launches []*ptrace.Launch
+	var ws []*worker
+	for _, jobs := range t.jobs {
+		pid := jobs[0].task.PID
+		p := r.stopped.process(pid)
+		if th := threadOf(p, jobs[0].task.TID); th != nil {
+			// Without stations, a single batch does; its process is only not as
+			// well guarded against our death.
+			if err := p.MakeStations(ctx, th); err != nil && len(jobs) > 1 {
+				return fmt.Errorf("several threads of process %d have descriptor tables or directories of their own: %w", pid, err)
+			}
+		}
+		fault.Point("stations made")
+		for i, j := range jobs {
+			w, err := r.newWorker(ctx, j, i == 0)
+			if err != nil {
+				closeAll(ws)
+				return err
+			}
+			w.began, w.last = began, i == len(jobs)-1
+			ws = append(ws, w)
+			launches = append(launches, &ptrace.Launch{Thread: threadOf(p, j.task.TID), Program: w.program.Program})
 		}
 	}
-	fault.Point("stations made")
-	for i, j := range jobs {
-		began := time.Now()
-		w, err := r.start(ctx, j, i == 0)
-		if err != nil {
-			return err
-		}
-		w.began, w.last = began, i == len(jobs)-1
+	next := 0
+	err := r.stopped.tracers[t.tracer].StartAll(ctx, launches, func(l *ptrace.Launch) error {
+		w := ws[next]
+		next++
+		w.batch = l.Batch
 		t.workers = append(t.workers, w)
 		fault.Point("batch started")
+		if !w.last {
+			return nil
+		}
+		if err := w.process.Park(); err != nil {
+			return fmt.Errorf("parking the threads of process %d: %w", w.job.task.PID, err)
+		}
+		fault.Point("threads parked")
+		return nil
+	})
+	if err != nil {
+		closeAll(ws[next:])
+		return fmt.Errorf("starting batches: %w", err)
 	}
-	if err := p.Park(); err != nil {
-		return fmt.Errorf("parking the threads of process %d: %w", pid, err)
-	}
-	fault.Point("threads parked")
 	return nil
 }
 
-// start sets j's batch going. The first of a process lets parked threads go.
-func (r *run) start(ctx context.Context, j *job, first bool) (*worker, error) {
+// closeAll closes what has not been started.
+func closeAll(ws []*worker) {
+	for _, w := range ws {
+		w.close()
+	}
+}
+
+// newWorker makes what is needed to set j's batch going. The first of a process
+// lets parked threads go.
+func (r *run) newWorker(ctx context.Context, j *job, first bool) (*worker, error) {
 	p := r.stopped.process(j.task.PID)
 	th := threadOf(p, j.task.TID)
 	if th == nil {
@@ -189,12 +220,7 @@ func (r *run) start(ctx context.Context, j *job, first bool) (*worker, error) {
 	if first {
 		parked, _ = p.Parked()
 	}
-	w := &worker{job: j, process: p, program: newProgram(j, r.verdict, room, parked)}
-	if w.batch, err = th.Start(ctx, w.program.Program); err != nil {
-		j.close()
-		return nil, fmt.Errorf("starting a batch in process %d: %w", j.task.PID, err)
-	}
-	return w, nil
+	return &worker{job: j, process: p, program: newProgram(j, r.verdict, room, parked)}, nil
 }
 
 func threadOf(p *ptrace.Process, tid int) *ptrace.Thread {

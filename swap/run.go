@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"spfs/internal/fault"
+	"spfs/internal/ptrace"
 )
 
 // DefaultTimeout bounds a run when [Options] doesn't.
@@ -303,20 +304,27 @@ func (r *run) seeOff(ctx context.Context, t *team) error {
 		w.hangUp()
 		fault.Point("verdict told")
 	}
-	for _, w := range t.workers {
+	began := time.Now()
+	batches := make([]*ptrace.Batch, len(t.workers))
+	for i, w := range t.workers {
+		batches[i] = w.batch
+	}
+	next := 0
+	err := r.stopped.tracers[t.tracer].WaitAll(ctx, batches, func(_ *ptrace.Batch, err error) {
+		w := t.workers[next]
+		next++
 		pid := w.job.task.PID
-		end := r.options.Trace.begin(pid, "finish")
-		if err := w.batch.Wait(ctx); !w.program.relocks { // relock told it
+		if !w.program.relocks { // relock told it
 			errs = append(errs, err)
 		}
 		fault.Point("batch over")
-		end()
+		r.options.Trace.add(pid, "finish", began)
 		if w.last {
 			errs = append(errs, r.stopped.release(pid))
 			fault.Point("let go")
 		}
-	}
-	return errors.Join(errs...)
+	})
+	return errors.Join(append(errs, err)...)
 }
 
 // graceful bounds what must be waited for whatever the user's time says: it is

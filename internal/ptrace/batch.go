@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
+	"slices"
 	"sync/atomic"
 	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
-
-	"spfs/internal/fault"
 )
 
 // Batch is a run of a [Program] by a thread.
@@ -18,8 +18,9 @@ type Batch struct {
 	in      *injection
 	program *Program
 	base    uint64 // of the scratch mapping, in the process
-	mem     []byte // the same memory, mapped here; a copy once the batch is over
+	mem     []byte // the same memory, mapped here for as long as b is in use
 	over    bool
+	told    bool  // the thread is asked to stop at the end, to which it has come
 	err     error // what Wait returns once it is over
 }
 
@@ -42,26 +43,11 @@ func (th *Thread) Run(ctx context.Context, p *Program) (*Batch, error) {
 // When Start has returned, the program runs to its end whatever becomes of the
 // tracer.
 func (th *Thread) Start(ctx context.Context, p *Program) (*Batch, error) {
-	var b *Batch
-	err := th.p.t.Do(func() (err error) {
-		if b, err = th.prepare(ctx, p, lingerTime); err != nil {
-			return err
-		}
-		if err := th.resume(unix.PTRACE_CONT, 0); err != nil {
-			b.finish(err)
-			return err
-		}
-		if th.station != (region{}) {
-			th.batch = b
-		} else {
-			th.p.batch = b
-		}
-		return nil
-	})
-	if err != nil {
+	l := &Launch{Thread: th, Program: p}
+	if err := th.p.t.StartAll(ctx, []*Launch{l}, func(*Launch) error { return nil }); err != nil {
 		return nil, err
 	}
-	return b, nil
+	return l.Batch, nil
 }
 
 // StartDetached sets the thread going and lets it go at once: nobody waits for
@@ -77,11 +63,10 @@ func (th *Thread) StartDetached(ctx context.Context, p *Program) error {
 		} else if filtered {
 			return fmt.Errorf("thread %d of process %d: %w without a tracer", th.TID, th.p.PID, ErrSeccomp)
 		}
-		b, err := th.prepare(ctx, p, 0)
-		if err != nil {
+		l := &Launch{Thread: th, Program: p}
+		if err := l.prepare(ctx, 0); err != nil {
 			return err
 		}
-		defer b.unmap()
 		if err := requestInt(unix.PTRACE_DETACH, th.TID, 0); err != nil {
 			return th.failed("let go", err)
 		}
@@ -97,54 +82,6 @@ func (th *Thread) StartDetached(ctx context.Context, p *Program) error {
 // process this much.
 const lingerTime = 100 * time.Millisecond
 
-// prepare maps the scratch memory, puts the program there and points the
-// stopped thread at it.
-func (th *Thread) prepare(ctx context.Context, p *Program, linger time.Duration) (*Batch, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, th.timeout(err)
-	}
-	// From here on it is a matter of microseconds. Were it given up in the
-	// middle, nobody would know where the mapping is.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abandonTime)
-	defer cancel()
-	size := p.size()
-	in, err := th.enter(size, linger)
-	if err != nil {
-		return nil, err
-	}
-	// Shared, so that the tracer sees the results after the process has
-	// unmapped it, and both can meet on a futex in it.
-	anywhere := ^uint64(0)
-	err = in.aim(modeMap, unix.SYS_MMAP, 0, size, unix.PROT_READ|unix.PROT_WRITE,
-		unix.MAP_SHARED|unix.MAP_ANONYMOUS, anywhere, 0)
-	if err != nil {
-		return nil, err
-	}
-	base, err := in.callOnce(ctx)
-	if err == nil {
-		err = errnoOf(base)
-	}
-	if err != nil {
-		if in.th.stopped {
-			err = errors.Join(err, in.halt(context.Background()))
-		}
-		err = fmt.Errorf("map %d bytes in process %d: %w", size, th.p.PID, err)
-		return nil, errors.Join(err, in.leaveAfter(err))
-	}
-	fault.Point("ptrace: table mapped")
-	b := &Batch{in: in, program: p, base: base}
-	if err := b.fill(); err != nil {
-		return nil, errors.Join(err, b.breakOff(ctx))
-	}
-	r := in.orig
-	in.call(&r, modeRun, unix.SYS_RT_SIGPROCMASK, []uint64{unix.SIG_SETMASK, in.duringAddr(), 0, sigsetSize})
-	setTable(&r, base, base+p.entryOffset(0))
-	if err := th.writeRegs(&r); err != nil {
-		return nil, err
-	}
-	return b, nil
-}
-
 // duringAddr is the address of the mask for the batch.
 func (in *injection) duringAddr() uint64 {
 	return in.place.start + uint64(stateOffset) + uint64(unsafe.Offsetof(saved{}.during))
@@ -159,9 +96,14 @@ func (b *Batch) fill() error {
 		return fmt.Errorf("open %s: %w", name, err)
 	}
 	defer unix.Close(fd)
-	if b.mem, err = unix.Mmap(fd, 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err != nil {
+	mem, err := mapShared(fd, size)
+	if err != nil {
 		return fmt.Errorf("map %s: %w", name, err)
 	}
+	b.mem = mem
+	// Not at the batch's end: as long as other threads of ours run, taking a
+	// mapping away interrupts all processors, and processes are stopped then.
+	runtime.AddCleanup(b, func(mem []byte) { unmap(mem) }, mem)
 	return b.program.assemble(b.mem, b.base)
 }
 
@@ -194,6 +136,30 @@ func (b *Batch) Wait(ctx context.Context) error {
 	})
 }
 
+// WaitAll is [Batch.Wait] for many batches of the tracer's processes: each thread
+// is asked to stop as soon as its program has ended, before any is waited for. then
+// is called on the tracer's thread with what Wait would have returned, and may let
+// the process go.
+func (t *Tracer) WaitAll(ctx context.Context, all []*Batch, then func(*Batch, error)) error {
+	return t.Do(func() error {
+		for some := range slices.Chunk(all, atOnce) {
+			for _, b := range some {
+				if b.over {
+					continue
+				}
+				// Wait tells of errors.
+				if err := b.wait(ctx); err == nil && !b.over {
+					b.told = b.in.th.interrupt() == nil
+				}
+			}
+			for _, b := range some {
+				then(b, b.Wait(ctx))
+			}
+		}
+		return nil
+	})
+}
+
 // checkInterval is how often Wait looks whether the thread was killed or
 // stopped, while it sleeps until the program ends.
 const checkInterval = 2 * time.Millisecond
@@ -221,9 +187,12 @@ func (b *Batch) wait(ctx context.Context) error {
 func (b *Batch) stopAtEnd(ctx context.Context) error {
 	th := b.in.th
 	for !b.over {
-		if err := th.interrupt(); err != nil {
-			return err
+		if !b.told {
+			if err := th.interrupt(); err != nil {
+				return err
+			}
 		}
+		b.told = false // any stop takes it back
 		s, err := th.await(ctx)
 		if err != nil {
 			return err
@@ -377,20 +346,26 @@ func (b *Batch) finish(err error) error {
 		b.in.th.batch = nil
 	}
 	b.over = true
-	b.unmap()
 	if b.err = err; err == nil {
 		b.err = b.failure()
 	}
 	return b.err
 }
 
-func (b *Batch) unmap() {
-	if b.mem == nil {
-		return
+// mapShared maps what fd is open on, all pages at once. It bypasses unix.Mmap,
+// which keeps a table of all its mappings under one lock.
+func mapShared(fd int, size uint64) ([]byte, error) {
+	at, _, e := unix.Syscall6(unix.SYS_MMAP, 0, uintptr(size), unix.PROT_READ|unix.PROT_WRITE,
+		unix.MAP_SHARED|unix.MAP_POPULATE, uintptr(fd), 0)
+	if e != 0 {
+		return nil, e
 	}
-	mapped := b.mem
-	b.mem = append([]byte(nil), mapped...)
-	unix.Munmap(mapped)
+	return unsafe.Slice((*byte)(*(*unsafe.Pointer)(unsafe.Pointer(&at))), size), nil
+}
+
+func unmap(mem []byte) {
+	// Fails only for an address that isn't one.
+	unix.Syscall(unix.SYS_MUNMAP, uintptr(unsafe.Pointer(&mem[0])), uintptr(len(mem)), 0)
 }
 
 // failure is the error of the call that ended the program, if one did.

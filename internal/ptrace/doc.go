@@ -7,7 +7,10 @@
 //
 // System calls are run as a [Program]: a table of calls, with results feeding
 // later arguments and branches, which one thread of the process works through
-// by itself ([Thread.Start], [Batch.Wait]) instead of one ptrace stop per call.
+// by itself ([Thread.Start], [Batch.Wait]) instead of one ptrace stop per call. For
+// many threads at once there are [Tracer.StartAll] and [Tracer.WaitAll]: what takes
+// long is the wait for a thread to be given a processor, and they wait for all
+// together.
 // Nobody is needed to finish it: the code that walks the table removes the
 // table from memory and puts signal mask, flags and registers back on its own.
 // If the tracer dies, the process still ends up whole.

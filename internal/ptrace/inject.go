@@ -152,11 +152,29 @@ func (in *injection) single(ctx context.Context) (uint64, error) {
 // there it can only be sent on within the code. With a [TimeoutError], the
 // call was interrupted.
 func (in *injection) callOnce(ctx context.Context) (uint64, error) {
-	th := in.th
-	if err := in.through(ctx, unix.PTRACE_SYSCALL); err != nil { // entry
+	if err := in.begin(); err != nil {
 		return 0, err
 	}
-	err := in.through(ctx, unix.PTRACE_SYSCALL) // exit
+	if err := in.toEntry(ctx); err != nil {
+		return 0, err
+	}
+	return in.toExit(ctx)
+}
+
+// begin, toEntry and toExit are the parts of callOnce. Between them nothing need
+// be done for the thread to get on, so that others can be seen to meanwhile.
+func (in *injection) begin() error { return in.th.resume(unix.PTRACE_SYSCALL, 0) }
+
+func (in *injection) toEntry(ctx context.Context) error {
+	if err := in.toSyscallStop(ctx, unix.PTRACE_SYSCALL); err != nil {
+		return err
+	}
+	return in.th.resume(unix.PTRACE_SYSCALL, 0)
+}
+
+func (in *injection) toExit(ctx context.Context) (uint64, error) {
+	th := in.th
+	err := in.toSyscallStop(ctx, unix.PTRACE_SYSCALL)
 	var late *TimeoutError
 	if errors.As(err, &late) {
 		if err := th.interrupt(); err != nil {
@@ -179,15 +197,7 @@ func (in *injection) callOnce(ctx context.Context) (uint64, error) {
 	return r.Rax, nil
 }
 
-// through resumes the thread up to the next entry or exit of a system call.
-func (in *injection) through(ctx context.Context, req int) error {
-	if err := in.th.resume(req, 0); err != nil {
-		return err
-	}
-	return in.toSyscallStop(ctx, req)
-}
-
-// toSyscallStop waits for that. SIGSTOP, SIGCONT and their kind come between.
+// toSyscallStop waits for the next entry or exit of a system call. SIGSTOP, SIGCONT and their kind come between.
 func (in *injection) toSyscallStop(ctx context.Context, req int) error {
 	for {
 		s, err := in.th.await(ctx)

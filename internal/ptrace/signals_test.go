@@ -219,7 +219,7 @@ func dyingTracer(pid int, how string) {
 		case "start":
 			_, err = th.Start(ctx, calls(50))
 		case "mapped": // between the mapping and the start
-			_, err = th.prepare(ctx, calls(50), lingerTime)
+			err = (&Launch{Thread: th, Program: calls(50)}).prepare(ctx, lingerTime)
 		case "aimed":
 			var in *injection
 			if in, err = th.enter(4096, 0); err == nil {

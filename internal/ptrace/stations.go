@@ -46,7 +46,7 @@ func (p *Process) MakeStations(ctx context.Context, by *Thread) error {
 		if err := ctx.Err(); err != nil {
 			return by.timeout(err)
 		}
-		// As in prepare: not to be given up in the middle.
+		// As in startSome: not to be given up in the middle.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abandonTime)
 		defer cancel()
 		size := (stationsHeader + uint64(len(p.Threads)-1)*stationSize() + pageSize - 1) &^ (pageSize - 1)
