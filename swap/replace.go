@@ -220,7 +220,12 @@ func (r *run) newWorker(ctx context.Context, j *job, first bool) (*worker, error
 	if first {
 		parked, _ = p.Parked()
 	}
-	return &worker{job: j, process: p, program: newProgram(j, r.verdict, room, parked)}, nil
+	w := &worker{job: j, process: p, program: newProgram(j, r.verdict, room, parked)}
+	if err := th.CheckFilters(w.program.Program); err != nil {
+		j.close()
+		return nil, err
+	}
+	return w, nil
 }
 
 func threadOf(p *ptrace.Process, tid int) *ptrace.Thread {

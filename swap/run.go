@@ -290,10 +290,19 @@ func (t *team) relock(ctx context.Context) error {
 	}
 	for _, w := range t.workers {
 		if w.program.relocks {
-			errs = append(errs, w.batch.Wait(ctx))
+			errs = append(errs, unlessGone(w.batch.Wait(ctx)))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// unlessGone is err, but for that of a process which was killed meanwhile: there
+// is nothing left to do in it.
+func unlessGone(err error) error {
+	if errors.Is(err, ptrace.ErrGone) {
+		return nil
+	}
+	return err
 }
 
 // seeOff waits for the batches of a team, and lets each process go as soon as
@@ -315,7 +324,7 @@ func (r *run) seeOff(ctx context.Context, t *team) error {
 		next++
 		pid := w.job.task.PID
 		if !w.program.relocks { // relock told it
-			errs = append(errs, err)
+			errs = append(errs, unlessGone(err))
 		}
 		fault.Point("batch over")
 		r.options.Trace.add(pid, "finish", began)

@@ -78,7 +78,7 @@ func (s *stopped) release(pid int) error {
 		return nil
 	}
 	defer s.trace.add(pid, "stopped", began)
-	return p.Release()
+	return unlessGone(p.Release())
 }
 
 func (s *stopped) releaseAll() error {

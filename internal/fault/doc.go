@@ -6,7 +6,8 @@
 //
 //	SPFS_FAULT=NAME[#N]   where: at the N-th time (the first) that NAME is reached
 //	SPFS_FAULT_KILL=WHO   who gets SIGKILL: "self" (this process), "parent", "both",
-//	                      or "all": the parent's other children too
+//	                      or "all": the parent's other children too. With "stop" this
+//	                      process gets SIGSTOP instead
 //	SPFS_FAULT_LOG=FILE   "PID NAME" is appended there for every point that is reached;
 //	                      with it, processes that share it have one kill among them
 //

@@ -38,6 +38,10 @@ func Point(name string) {
 	if at != name || reached[name] != n || fired() {
 		return
 	}
+	if killed == "stop" {
+		unix.Kill(os.Getpid(), unix.SIGSTOP)
+		return
+	}
 	if killed == "all" {
 		killSiblings()
 	}

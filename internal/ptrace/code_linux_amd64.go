@@ -69,6 +69,9 @@ var (
 	markEnd      = []byte{0x0f, 0x1f, 0x80, 's', 'p', 'f', '2'}
 )
 
+// auditArch is AUDIT_ARCH_X86_64, as seccomp filters are told it.
+const auditArch = unix.AUDIT_ARCH_X86_64
+
 // batchCode is never called: its text is copied into other processes.
 //
 //lint:ignore U1000 the assembly uses it

@@ -18,6 +18,7 @@ var (
 	ErrNoSlack      = errors.New("its vDSO has no room behind the text")
 	ErrResidueInUse = errors.New("what a tracer that died left in the vDSO may still be executed")
 	ErrSeccomp      = errors.New("its seccomp filters can't be suspended")
+	ErrForbidden    = errors.New("its seccomp filters don't allow what it would have to do by itself if this program were killed")
 	ErrDispatch     = errors.New("its system calls are dispatched to itself (PR_SET_SYSCALL_USER_DISPATCH)")
 	ErrBusy         = errors.New("a batch is under way in it")
 	ErrClosed       = errors.New("the tracer is closed")

@@ -20,6 +20,8 @@ type Tracer struct {
 	strays []*Thread
 
 	timer timer
+
+	filters map[string]*filter // those of all threads so far, by their instructions
 }
 
 // New starts a tracer's thread.
