@@ -7,6 +7,7 @@ import (
 	"math/rand"
 	"os"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -86,7 +87,9 @@ func noScratch(t *testing.T, pid int) {
 
 func TestStress(t *testing.T) {
 	f := start(t, "workers")
-	tr, ctx := newTracer(t), withTime(t)
+	tr := newTracer(t)
+	ctx, cancel := contextWith(5 * time.Minute) // seconds, unless the machine is busy
+	defer cancel()
 	prog, tid, _, _ := pipeline()
 	random := rand.New(rand.NewSource(1))
 	rounds := 3000
