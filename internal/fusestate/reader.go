@@ -37,6 +37,11 @@ func Load() (*Reader, error) {
 		return nil, fmt.Errorf("%w: %w", ErrNoBPF, err)
 	}
 	r, err := load(false)
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		// Before 6.7 a task's mappings can't be walked without waiting: the
+		// functions for it are missing.
+		r, err = load(true)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNoBPF, err)
 	}
@@ -65,13 +70,8 @@ func load(waiting bool) (_ *Reader, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("the programs: %w", err)
 	}
-	kernel, err := btf.LoadKernelSpec()
-	if err != nil {
-		return nil, fmt.Errorf("the kernel's type information (CONFIG_DEBUG_INFO_BTF): %w", err)
-	}
 	mappings := "fuse_mappings"
-	var function *btf.Func
-	if waiting || kernel.TypeByName("bpf_iter_task_vma_new", &function) != nil {
+	if waiting {
 		mappings = "fuse_mappings_waiting"
 	}
 	for _, name := range []string{"fuse_mappings", "fuse_mappings_waiting"} {
@@ -79,22 +79,16 @@ func load(waiting bool) (_ *Reader, err error) {
 			delete(spec.Programs, name)
 		}
 	}
-	options := ebpf.CollectionOptions{Programs: ebpf.ProgramOptions{KernelTypes: kernel}}
-	// Types of the fuse module, where it is one; without this, those of all
-	// modules would be read, which takes long.
-	module, err := btf.LoadKernelModuleSpec("fuse")
-	switch {
-	case err == nil:
-		options.Programs.ExtraRelocationTargets = []*btf.Spec{module}
-	case !errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("the fuse module's type information: %w", err)
+	options, err := kernelTypes()
+	if err != nil {
+		return nil, err
 	}
 	// Before Linux 5.11 a map's memory counts as locked.
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return nil, fmt.Errorf("RLIMIT_MEMLOCK: %w", err)
 	}
 	r := &Reader{buf: make([]byte, 0, bufferSize)}
-	if r.programs, err = ebpf.NewCollectionWithOptions(spec, options); err != nil {
+	if r.programs, err = ebpf.NewCollectionWithOptions(spec, *options); err != nil {
 		return nil, fmt.Errorf("loading the programs: %w", err)
 	}
 	loaded := r
@@ -120,6 +114,34 @@ func load(waiting bool) (_ *Reader, err error) {
 		return nil, fmt.Errorf("telling the program a device: %w", err)
 	}
 	return r, nil
+}
+
+// kernelTypes are options by which the programs find the kernel's types with as
+// little work as can be: the types of the kernel itself take long to read, those
+// of all its modules longer.
+func kernelTypes() (*ebpf.CollectionOptions, error) {
+	o := new(ebpf.CollectionOptions)
+	with, err := os.ReadDir("/sys/kernel/btf")
+	switch {
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("the kernel's type information: %w", err)
+	case err == nil && len(with) == 1:
+		return o, nil // no modules: the library reads one set, once
+	}
+	kernel, err := btf.LoadKernelSpec()
+	if err != nil {
+		return nil, fmt.Errorf("the kernel's type information (CONFIG_DEBUG_INFO_BTF): %w", err)
+	}
+	o.Programs.KernelTypes = kernel
+	// Types of the fuse module, where it is one.
+	module, err := btf.LoadKernelModuleSpec("fuse")
+	switch {
+	case err == nil:
+		o.Programs.ExtraRelocationTargets = []*btf.Spec{module}
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("the fuse module's type information: %w", err)
+	}
+	return o, nil
 }
 
 // Close unloads the programs.

@@ -302,7 +302,12 @@ static __attribute__((noinline)) int note_conn(u64 address)
 
 INLINE int on_fuse(struct inode *inode)
 {
-	return inode && inode->i_sb->s_magic == FUSE_SUPER_MAGIC;
+	struct super_block *sb;
+
+	if (!inode)
+		return 0;
+	sb = GET(inode, i_sb);
+	return GET(sb, s_magic) == FUSE_SUPER_MAGIC;
 }
 
 /* is_locked says whether there are locks or leases (fs/locks.c). */
@@ -327,7 +332,8 @@ static __attribute__((noinline)) u32 is_locked(struct inode *inode)
 INLINE void fill_node(struct node *n, struct inode *inode)
 {
 	struct fuse_inode *fi = (void *)inode;
-	struct fuse_mount *fm = inode->i_sb->s_fs_info;
+	struct super_block *sb = GET(inode, i_sb);
+	struct fuse_mount *fm = GET(sb, s_fs_info);
 	u64 fc = 0;
 
 	n->inode = (u64)inode;
@@ -337,12 +343,12 @@ INLINE void fill_node(struct node *n, struct inode *inode)
 	READ(n->nodeid, fi, nodeid);
 	READ(n->nlookup, fi, nlookup);
 	READ(n->orig_ino, fi, orig_ino);
-	n->ino = inode->i_ino;
-	n->size = inode->i_size;
-	n->dev = inode->i_sb->s_dev;
-	n->generation = inode->i_generation;
-	n->nlink = inode->i_nlink;
-	n->mode = inode->i_mode;
+	n->ino = GET(inode, i_ino);
+	n->size = GET(inode, i_size);
+	n->dev = GET(sb, s_dev);
+	n->generation = GET(inode, i_generation);
+	n->nlink = GET(inode, i_nlink);
+	n->mode = GET(inode, i_mode);
 	n->locked = is_locked(inode);
 	n->pad = 0;
 }
@@ -361,14 +367,14 @@ INLINE s32 mount_id(struct vfsmount *mnt)
 
 INLINE void fill_open(struct open *o, struct file *file, struct inode *inode)
 {
-	struct fuse_file *ff = file->private_data;
-	u32 type = inode->i_mode & S_IFMT;
+	struct fuse_file *ff = GET(file, private_data);
+	u32 type = GET(inode, i_mode) & S_IFMT;
 
 	o->file = (u64)file;
-	o->flags = file->f_flags;
-	o->mode = file->f_mode;
-	o->pos = file->f_pos;
-	o->mount = mount_id(file->f_path.mnt);
+	o->flags = GET(file, f_flags);
+	o->mode = GET(file, f_mode);
+	o->pos = GET(file, f_pos);
+	o->mount = mount_id(GET(file, f_path.mnt));
 	o->fh = 0;
 	o->open_flags = 0;
 	o->has_fh = 0;
@@ -404,7 +410,7 @@ INLINE void file_of_fuse(struct bpf_iter__task_file *ctx, struct task_struct *ta
 	r.len = sizeof(r);
 	r.tid = task->pid;
 	r.tgid = task->tgid;
-	r.table = (u64)task->files;
+	r.table = (u64)GET(task, files);
 	r.fd = ctx->fd;
 	r.close_on_exec = close_on_exec(task, ctx->fd);
 	fill_node(&r.node, inode);
@@ -426,13 +432,13 @@ INLINE void device_of_fuse(struct bpf_iter__task_file *ctx, struct task_struct *
 	r.len = sizeof(r);
 	r.tid = task->pid;
 	r.tgid = task->tgid;
-	r.table = (u64)task->files;
+	r.table = (u64)GET(task, files);
 	r.file = (u64)file;
 	r.fd = ctx->fd;
 	r.flags = file->f_flags;
 	/* The lowest bit marks who asked for a synchronous INIT (fs/fuse/dev.c
 	 * FUSE_DEV_SYNC_INIT); nothing else is there before the mount. */
-	fud = (void *)((u64)file->private_data & ~1ULL);
+	fud = (void *)((u64)GET(file, private_data) & ~1ULL);
 	if (fud)
 		READ(fc, fud, fc);
 	r.conn = fc;
@@ -452,9 +458,10 @@ INLINE void other(struct bpf_iter__task_file *ctx, struct task_struct *task, str
 {
 	struct others_value *v;
 	u32 tgid = task->tgid;
+	struct super_block *sb = GET(inode, i_sb);
 	u64 file = 0, table = 0;
 
-	if ((inode->i_mode & S_IFMT) != S_IFSOCK && inode->i_sb->s_dev != anonymous_device)
+	if ((GET(inode, i_mode) & S_IFMT) != S_IFSOCK && GET(sb, s_dev) != anonymous_device)
 		return;
 	v = bpf_map_lookup_elem(&others, &tgid);
 	if (v) {
@@ -474,12 +481,12 @@ int fuse_files(struct bpf_iter__task_file *ctx)
 
 	if (!task || !file)
 		return 0;
-	inode = file->f_inode;
+	inode = GET(file, f_inode);
 	if (!inode)
 		return 0;
 	if (on_fuse(inode))
 		file_of_fuse(ctx, task, file, inode);
-	else if (inode->i_rdev == FUSE_DEVICE && (inode->i_mode & S_IFMT) == S_IFCHR)
+	else if (GET(inode, i_rdev) == FUSE_DEVICE && (GET(inode, i_mode) & S_IFMT) == S_IFCHR)
 		device_of_fuse(ctx, task, file);
 	else
 		other(ctx, task, inode);
@@ -507,30 +514,33 @@ int fuse_places(struct bpf_iter__task *ctx)
 {
 	struct task_struct *task = ctx->task, *leader;
 	struct fs_struct *fs;
+	struct dentry *dentry;
+	struct file *exe;
 	struct mm_struct *mm;
 	struct inode *inode;
 
 	if (!task)
 		return 0;
-	leader = task->group_leader;
-	fs = task->fs;
+	leader = GET(task, group_leader);
+	fs = GET(task, fs);
 	/* What the leader shares is reported with the leader. */
-	if (fs && (task == leader || fs != leader->fs)) {
-		inode = fs->pwd.dentry->d_inode;
+	if (fs && (task == leader || fs != GET(leader, fs))) {
+		dentry = GET(fs, pwd.dentry);
+		inode = GET(dentry, d_inode);
 		if (on_fuse(inode))
-			place(ctx->meta->seq, task, PLACE_CWD, fs, fs->pwd.mnt, inode);
-		inode = fs->root.dentry->d_inode;
+			place(ctx->meta->seq, task, PLACE_CWD, fs, GET(fs, pwd.mnt), inode);
+		dentry = GET(fs, root.dentry);
+		inode = GET(dentry, d_inode);
 		if (on_fuse(inode))
-			place(ctx->meta->seq, task, PLACE_ROOT, fs, fs->root.mnt, inode);
+			place(ctx->meta->seq, task, PLACE_ROOT, fs, GET(fs, root.mnt), inode);
 	}
-	mm = task->mm;
-	if (mm && (task == leader || mm != leader->mm)) {
-		struct file *exe = mm->exe_file;
-
+	mm = GET(task, mm);
+	if (mm && (task == leader || mm != GET(leader, mm))) {
+		exe = GET(mm, exe_file);
 		if (exe) {
-			inode = exe->f_inode;
+			inode = GET(exe, f_inode);
 			if (on_fuse(inode))
-				place(ctx->meta->seq, task, PLACE_EXE, mm, exe->f_path.mnt, inode);
+				place(ctx->meta->seq, task, PLACE_EXE, mm, GET(exe, f_path.mnt), inode);
 		}
 	}
 	return 0;
@@ -544,7 +554,7 @@ INLINE long mapping(struct seq_file *seq, struct task_struct *task, struct vm_ar
 	r.len = sizeof(r);
 	r.tid = task->pid;
 	r.tgid = task->tgid;
-	r.mm = (u64)task->mm;
+	r.mm = (u64)GET(task, mm);
 	r.start = vma->vm_start;
 	r.end = vma->vm_end;
 	r.pgoff = vma->vm_pgoff;
@@ -563,7 +573,7 @@ INLINE void about_task(struct seq_file *seq, struct task_struct *task, u32 kind,
 	r.len = sizeof(r);
 	r.tid = task->pid;
 	r.tgid = task->tgid;
-	r.mm = (u64)task->mm;
+	r.mm = (u64)GET(task, mm);
 	r.next = next;
 	r.seen = seen;
 	r.pad = 0;
@@ -589,15 +599,15 @@ int fuse_mappings(struct bpf_iter__task *ctx)
 
 	if (!task)
 		return 0;
-	mm = task->mm;
+	mm = GET(task, mm);
 	if (!mm)
 		return 0;
 	if (only_tid) {
 		if (task->pid != only_tid)
 			return 0;
 	} else {
-		leader = task->group_leader;
-		if (task != leader && mm == leader->mm)
+		leader = GET(task, group_leader);
+		if (task != leader && mm == GET(leader, mm))
 			return 0;
 		tgid = task->tgid;
 		if (only_others && !bpf_map_lookup_elem(&others, &tgid))
@@ -608,10 +618,10 @@ int fuse_mappings(struct bpf_iter__task *ctx)
 	busy = bpf_iter_task_vma_new(&it, task, from_address) == -EBUSY;
 	while ((vma = bpf_iter_task_vma_next(&it))) {
 		seen++;
-		file = vma->vm_file;
+		file = GET(vma, vm_file);
 		if (!file)
 			continue;
-		inode = file->f_inode;
+		inode = GET(file, f_inode);
 		if (!on_fuse(inode))
 			continue;
 		if (!left) {
@@ -625,7 +635,7 @@ int fuse_mappings(struct bpf_iter__task *ctx)
 	bpf_iter_task_vma_destroy(&it);
 	if (more)
 		about_task(ctx->meta->seq, task, MORE_RECORD, more);
-	else if (busy || (int)seen < mm->map_count)
+	else if (busy || (int)seen < GET(mm, map_count))
 		about_task(ctx->meta->seq, task, BUSY_RECORD, from_address);
 	return 0;
 }
@@ -642,10 +652,10 @@ int fuse_mappings_waiting(struct bpf_iter__task_vma *ctx)
 
 	if (!task || !vma)
 		return 0;
-	file = vma->vm_file;
+	file = GET(vma, vm_file);
 	if (!file)
 		return 0;
-	inode = file->f_inode;
+	inode = GET(file, f_inode);
 	if (!on_fuse(inode))
 		return 0;
 	tgid = task->tgid;

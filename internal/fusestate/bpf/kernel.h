@@ -41,6 +41,17 @@ enum { FIELD_BYTE_OFFSET, FIELD_BYTE_SIZE, FIELD_EXISTS, FIELD_SIGNED, FIELD_LSH
 #define READ(to, p, field) \
 	bpf_probe_read_kernel(&(to), sizeof(to), __builtin_preserve_access_index(&(p)->field))
 
+/* GET is the same as a value. Pointers are read by it also where they could be
+ * loaded: of each load of one through a pointer that it knows, the verifier
+ * finds out whether it may be trusted, by names that it looks for in all types of
+ * the kernel, one after the other (kernel/bpf/verifier.c, check_ptr_to_btf_access;
+ * kernel/bpf/btf.c, btf_nested_type_is_trusted). That was most of the time that
+ * loading took. */
+#define GET(p, field) ({ \
+	typeof((p)->field) v_ = 0; \
+	READ(v_, p, field); \
+	v_; })
+
 /* BITS reads a bit field, or a whole unsigned member, 0 where there is none. */
 #define BITS(p, field) ({ \
 	u64 v_ = 0; \
