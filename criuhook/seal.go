@@ -47,8 +47,9 @@ func sealImages(dir *os.File) ([]Image, error) {
 		return nil, err
 	}
 	images := make([]Image, 0, len(names))
+	buf := make([]byte, sealBuffer)
 	for _, n := range names {
-		i, err := sealImage(dir, n)
+		i, err := sealImage(dir, n, buf)
 		if err != nil {
 			return nil, err
 		}
@@ -57,14 +58,17 @@ func sealImages(dir *os.File) ([]Image, error) {
 	return images, nil
 }
 
-func sealImage(dir *os.File, name string) (Image, error) {
+// sealBuffer is how much of an image is read at once.
+const sealBuffer = 256 << 10
+
+func sealImage(dir *os.File, name string, buf []byte) (Image, error) {
 	f, err := openIn(dir, name, unix.O_RDONLY)
 	if err != nil {
 		return Image{}, err
 	}
 	defer f.Close()
 	h := crc32.New(castagnoli)
-	size, err := io.CopyBuffer(struct{ io.Writer }{h}, struct{ io.Reader }{f}, make([]byte, 1<<20))
+	size, err := io.CopyBuffer(struct{ io.Writer }{h}, struct{ io.Reader }{f}, buf)
 	if err != nil {
 		return Image{}, fmt.Errorf("reading %s: %w", f.Name(), err)
 	}
@@ -74,8 +78,9 @@ func sealImage(dir *os.File, name string) (Image, error) {
 // checkImages returns an error that names the first image of the manifest
 // which is not the one it was written for.
 func (m *Manifest) checkImages(dir *os.File) error {
+	buf := make([]byte, sealBuffer)
 	for _, want := range m.Images {
-		got, err := sealImage(dir, want.Name)
+		got, err := sealImage(dir, want.Name, buf)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 			return fmt.Errorf("image %s/%s is missing", dir.Name(), want.Name)
@@ -96,7 +101,7 @@ const statistics = "stats-dump"
 // sealStatistics adds CRIU's statistics to a manifest that is written already.
 // Nothing is lost if it cannot be done: no restore reads them.
 func (m *Manifest) sealStatistics(dir *os.File) {
-	i, err := sealImage(dir, statistics)
+	i, err := sealImage(dir, statistics, make([]byte, sealBuffer))
 	if err != nil {
 		return
 	}

@@ -58,6 +58,7 @@ func dump(c *cli.Context) error {
 	if c.Duration("timeout") <= 0 {
 		return exit.Usage("--timeout: %v is not a positive time", c.Duration("timeout"))
 	}
+	shortLived()
 	done, err := criuhook.Dump(c.Context, criuhook.DumpOptions{
 		Tree:         c.Int("tree"),
 		Images:       c.String("images-dir"),

@@ -16,6 +16,7 @@ var keepCommand = &cli.Command{
 		if c.NArg() > 0 {
 			return exit.Usage("keep takes no arguments")
 		}
+		shortLived()
 		return handover.Keep(c.Context)
 	},
 }

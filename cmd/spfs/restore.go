@@ -69,6 +69,7 @@ func restore(c *cli.Context) error {
 	if c.Duration("timeout") <= 0 {
 		return exit.Usage("--timeout: %v is not a positive time", c.Duration("timeout"))
 	}
+	shortLived()
 	done, err := criuhook.Restore(c.Context, criuhook.RestoreOptions{
 		Images:   c.String("images-dir"),
 		Detach:   c.Bool("detach"),
