@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -20,10 +21,16 @@ const leastCRIU = 40000
 
 const criuAdvice = "CRIU 4.0 or newer is needed: \"make deps\" leaves one at bin/criu, --criu names another"
 
-// findCRIU returns the CRIU to run: the one named; else the one beside this
-// program, where "make deps" leaves it; else the machine's. It refuses one
-// that is too old.
-func findCRIU(named string) (string, error) {
+// program is a CRIU. It works for one request at a time.
+type program struct {
+	path  string
+	ready *criu.Criu // is running, and waits for a request; nil if none does
+	known bool       // its version is
+}
+
+// findCRIU finds the CRIU to run: the one named; else the one beside this
+// program, where "make deps" leaves it; else the machine's.
+func findCRIU(named string) (*program, error) {
 	path := named
 	if path == "" {
 		if self, err := os.Executable(); err == nil {
@@ -38,21 +45,107 @@ func findCRIU(named string) (string, error) {
 	}
 	found, err := exec.LookPath(path)
 	if err != nil {
-		return "", fmt.Errorf("no CRIU: %w; %s", err, criuAdvice)
+		return nil, fmt.Errorf("no CRIU: %w; %s", err, criuAdvice)
 	}
+	return &program{path: found}, nil
+}
+
+// start starts a process for the next request, so that it need not be waited for.
+func (p *program) start() error {
 	c := criu.MakeCriu()
-	c.SetCriuPath(found)
+	c.SetCriuPath(p.path)
+	if err := c.Prepare(); err != nil {
+		return fmt.Errorf("starting CRIU: %w", err)
+	}
+	p.ready = c
+	return nil
+}
+
+// do makes a request, by which the process that was started ends.
+func (p *program) do(request func(*criu.Criu) error) error {
+	if p.ready == nil {
+		if err := p.start(); err != nil {
+			return err
+		}
+	}
+	err := request(p.ready)
+	return errors.Join(err, p.end())
+}
+
+// end ends the process that was started, if it got no request.
+func (p *program) end() error {
+	c := p.ready
+	p.ready = nil
+	if c == nil {
+		return nil
+	}
+	return c.Cleanup()
+}
+
+// check refuses a CRIU that is too old. It has begun to work on a request, and
+// so its log tells which it is: to ask it takes as long as to start it.
+func (p *program) check(dir *os.File, log string) error {
+	if p.known {
+		return nil
+	}
+	major, minor, err := loggedVersion(dir, log)
+	if err != nil { // it logs less, perhaps
+		return p.ask()
+	}
+	return p.judge(major*10000 + minor*100)
+}
+
+// judge says whether a version, in go-criu's notation, is one that will do.
+func (p *program) judge(version int) error {
+	if version < leastCRIU {
+		return fmt.Errorf("%s is CRIU %d.%d, which is too old; %s", p.path, version/10000, version/100%100, criuAdvice)
+	}
+	p.known = true
+	return nil
+}
+
+// loggedVersion reads the version that CRIU logs first.
+func loggedVersion(dir *os.File, log string) (major, minor int, err error) {
+	f, err := openIn(dir, log, unix.O_RDONLY|unix.O_NOFOLLOW)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer f.Close()
+	head, err := io.ReadAll(io.LimitReader(f, 4096))
+	if err != nil {
+		return 0, 0, err
+	}
+	_, rest, ok := strings.Cut(string(head), "Version: ")
+	if !ok {
+		return 0, 0, errors.New("no version is logged")
+	}
+	_, err = fmt.Sscanf(rest, "%d.%d", &major, &minor)
+	return major, minor, err
+}
+
+// ask refuses what is no CRIU, or is too old.
+func (p *program) ask() error {
+	c := criu.MakeCriu()
+	c.SetCriuPath(p.path)
 	version, err := c.GetCriuVersion()
 	if err != nil {
-		if said := askVersion(found); said != "" {
-			return "", fmt.Errorf("%s is CRIU %s, which is too old; %s", found, said, criuAdvice)
+		if said := askVersion(p.path); said != "" {
+			return fmt.Errorf("%s is CRIU %s, which is too old; %s", p.path, said, criuAdvice)
 		}
-		return "", fmt.Errorf("%s does not answer as CRIU does (%w); %s", found, oneLine(err), criuAdvice)
+		return fmt.Errorf("%s does not answer as CRIU does (%w); %s", p.path, oneLine(err), criuAdvice)
 	}
-	if version < leastCRIU {
-		return "", fmt.Errorf("%s is CRIU %d.%d, which is too old; %s", found, version/10000, version/100%100, criuAdvice)
+	return p.judge(version)
+}
+
+// failed makes an error of a request that failed. If it did before CRIU's version
+// was known, that may be why.
+func (p *program) failed(doing string, dir *os.File, log string, err error) error {
+	if !p.known {
+		if err := p.ask(); err != nil {
+			return err
+		}
 	}
-	return found, nil
+	return criuFailed(doing, dir, log, err)
 }
 
 // askVersion asks a program for its version as CRIU tells it. Before 3.0 it was

@@ -70,7 +70,7 @@ func Dump(ctx context.Context, o DumpOptions) (*Dumped, error) {
 	if err != nil {
 		return nil, exit.Refuse(err)
 	}
-	path, err := findCRIU(o.CRIU)
+	c, err := findCRIU(o.CRIU)
 	if err != nil {
 		return nil, err
 	}
@@ -96,7 +96,11 @@ func Dump(ctx context.Context, o DumpOptions) (*Dumped, error) {
 	}
 	defer done()
 
-	d := &dump{ctx: ctx, dir: dir, o: o, seen: seen, criu: path}
+	if err := c.start(); err != nil {
+		return nil, err
+	}
+	defer c.end()
+	d := &dump{ctx: ctx, dir: dir, o: o, seen: seen, criu: c}
 	if !seen.served {
 		err = d.run(request)
 	} else {
@@ -119,8 +123,11 @@ type dump struct {
 	dir     *os.File
 	o       DumpOptions
 	seen    *examined
-	criu    string
+	criu    *program
 	session *handover.Session // nil if the daemons are outside of the tree
+	told    handover.CRIU     // what CRIU was told for it
+	stopped bool              // what it is about is stopped
+	over    bool              // it has ended, since the tree could not be stopped
 
 	manifest *Manifest
 	err      error // of a hook
@@ -128,14 +135,13 @@ type dump struct {
 
 // run has CRIU dump the tree.
 func (d *dump) run(request *rpc.CriuOpts) error {
-	c := criu.MakeCriu()
-	c.SetCriuPath(d.criu)
-	err := c.Dump(request, d)
+	d.err = nil
+	err := d.criu.do(func(c *criu.Criu) error { return c.Dump(request, d) })
 	switch {
 	case d.err != nil:
 		return d.err
 	case err != nil:
-		return criuFailed("dump the tree", d.dir, dumpLog, err)
+		return d.criu.failed("dump the tree", d.dir, dumpLog, err)
 	}
 	return nil
 }
@@ -162,24 +168,78 @@ func (d *dump) runStopped(request *rpc.CriuOpts) error {
 	if timeout == 0 {
 		timeout = defaultStop
 	}
+	ctx, cancel := context.WithCancel(d.ctx)
+	defer cancel()
 	var err error
-	d.session, err = handover.Stop(d.ctx, handover.StopOptions{
+	d.session, err = handover.Begin(ctx, handover.StopOptions{
 		Root: d.o.Tree, Timeout: timeout, LeaveRunning: d.o.LeaveRunning, Program: d.o.Program,
 	})
 	if err != nil {
 		return refused(err)
 	}
-	tell := d.session.CRIU()
-	request.External = append(request.External, tell.External...)
-	request.FreezeCgroup = proto.String(tell.FreezeCgroup)
-	if tell.Temporary {
-		request.ManageCgroupsMode = rpc.CriuCgMode_IGNORE.Enum()
+	err = errUnforeseen
+	if d.told = d.session.Foreseen(); d.told.FreezeCgroup != "" {
+		err = d.run(d.tell(request))
 	}
-	err = d.run(request)
+	if !d.stopped && !d.over {
+		// Nobody has waited for it yet: CRIU could not begin, or was not begun.
+		if err != errUnforeseen {
+			cancel()
+		}
+		if stopErr := d.await(); stopErr != nil {
+			if err == errUnforeseen || !errors.Is(stopErr, context.Canceled) {
+				err = stopErr
+			}
+		}
+	}
+	if d.over {
+		return refused(err)
+	}
+	if err == errUnforeseen {
+		d.told = d.session.CRIU()
+		err = d.run(d.tell(request))
+	}
 	if err == nil && !d.o.LeaveRunning {
 		return d.session.Killed()
 	}
 	return errors.Join(err, d.session.Resume())
+}
+
+// errUnforeseen: CRIU must be told more than it was when it was started.
+var errUnforeseen = errors.New("something was opened while CRIU began")
+
+// tell adds to a request what CRIU is told of a tree that has its own daemons.
+func (d *dump) tell(request *rpc.CriuOpts) *rpc.CriuOpts {
+	request = proto.Clone(request).(*rpc.CriuOpts)
+	request.External = append(request.External, d.told.External...)
+	request.FreezeCgroup = proto.String(d.told.FreezeCgroup)
+	if d.told.Temporary {
+		request.ManageCgroupsMode = rpc.CriuCgMode_IGNORE.Enum()
+	}
+	return request
+}
+
+// await waits until the tree is stopped.
+func (d *dump) await() error {
+	err := d.session.Await()
+	d.stopped, d.over = err == nil, err != nil
+	return err
+}
+
+// PreDump is called when CRIU has begun and has not looked at the tree yet.
+func (d *dump) PreDump() error {
+	if d.err = d.criu.check(d.dir, dumpLog); d.err != nil || d.session == nil {
+		return d.err
+	}
+	if !d.stopped {
+		if d.err = d.await(); d.err != nil {
+			return d.err
+		}
+	}
+	if !d.told.Covers(d.session.CRIU()) {
+		d.err = errUnforeseen
+	}
+	return d.err
 }
 
 // PostDump runs while the tree is stopped and its images are complete; CRIU

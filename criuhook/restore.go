@@ -128,7 +128,7 @@ type restore struct {
 	dir       *os.File // of the images
 	manifest  *Manifest
 	extra     *criuOptions
-	criu      string
+	criu      *program
 	program   string
 	workspace *workspace
 	stubs     []*stub
@@ -357,16 +357,14 @@ func (r *restore) runCRIU(ctx context.Context) error {
 		return err
 	}
 	defer done()
-	c := criu.MakeCriu()
-	c.SetCriuPath(r.criu)
-	hooks := &restoreHooks{ctx: ctx, stubs: r.stubs, adopted: r.adopted, timeout: r.o.Timeout}
-	err = c.Restore(request, hooks)
+	hooks := &restoreHooks{criu: r.criu, dir: r.dir, ctx: ctx, stubs: r.stubs, adopted: r.adopted, timeout: r.o.Timeout}
+	err = r.criu.do(func(c *criu.Criu) error { return c.Restore(request, hooks) })
 	r.pid = hooks.pid
 	switch {
 	case hooks.err != nil:
 		return hooks.err
 	case err != nil:
-		return errors.Join(criuFailed("restore the tree", r.dir, restoreLog, err), r.adoptedErr())
+		return errors.Join(r.criu.failed("restore the tree", r.dir, restoreLog, err), r.adoptedErr())
 	}
 	return nil
 }
@@ -374,12 +372,20 @@ func (r *restore) runCRIU(ctx context.Context) error {
 // restoreHooks is called by CRIU, on the way.
 type restoreHooks struct {
 	criu.NoNotify
+	criu    *program
+	dir     *os.File
 	ctx     context.Context
 	stubs   []*stub
 	adopted []*adopted
 	timeout time.Duration
 	pid     int
 	err     error
+}
+
+// PreRestore runs when CRIU has begun and has not restored anything yet.
+func (h *restoreHooks) PreRestore() error {
+	h.err = h.criu.check(h.dir, restoreLog)
+	return h.err
 }
 
 // PostRestore runs when all files are opened and mapped, and no task runs yet;

@@ -53,18 +53,10 @@ type user struct {
 
 // takeCensus looks at the tree and at everyone who uses its connections.
 func takeCensus(ctx context.Context, root int) (*census, error) {
-	pids, err := proctree.Of(root)
-	if err != nil {
-		return nil, err
-	}
 	c := &census{served: make(map[uint64][]int)}
-	for i, pid := range pids {
-		if pid == os.Getpid() {
-			return nil, fmt.Errorf("%s: spfs itself is part of the tree, so it cannot stop it; run it from outside", describe(root))
-		}
-		if i == 0 || !zombie(pid) {
-			c.pids = append(c.pids, pid)
-		}
+	var err error
+	if c.pids, err = living(root); err != nil {
+		return nil, err
 	}
 	if c.devices, err = devfuse.Find(c.pids); err != nil {
 		return nil, err
@@ -90,6 +82,25 @@ func takeCensus(ctx context.Context, root int) (*census, error) {
 		return nil, err
 	}
 	return c, c.findUsers()
+}
+
+// living are the processes of a tree, the root first, without those that have
+// ended. None may be this one.
+func living(root int) ([]int, error) {
+	all, err := proctree.Of(root)
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for i, pid := range all {
+		if pid == os.Getpid() {
+			return nil, fmt.Errorf("%s: spfs itself is part of the tree, so it cannot stop it; run it from outside", describe(root))
+		}
+		if i == 0 || !zombie(pid) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, nil
 }
 
 // findUsers sorts who uses the tree's connections.

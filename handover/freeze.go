@@ -29,35 +29,59 @@ func findIce(pids []int) (*ice, error) {
 		return nil, err
 	}
 	i := &ice{before: make(map[int]*freezer.Cgroup)}
+	if i.cgroup, err = ownCgroup(h, pids, i.before); err != nil {
+		return nil, err
+	}
+	if i.cgroup != nil {
+		i.before = nil
+		return i, nil
+	}
+	i.temporary = true
+	if i.cgroup, err = h.Create(temporaryCgroup(pids[0])); err != nil {
+		return nil, err
+	}
+	return i, nil
+}
+
+// temporaryCgroup names the cgroup that this process freezes a tree in.
+func temporaryCgroup(root int) string { return fmt.Sprintf("spfs-dump-%d-%d", root, os.Getpid()) }
+
+// ownCgroup finds the cgroup that the tree, pids with the root first, has for
+// itself; nil if it has none. It puts where each process is into before, if that
+// is not nil.
+func ownCgroup(h *freezer.Hierarchy, pids []int, before map[int]*freezer.Cgroup) (*freezer.Cgroup, error) {
+	var own *freezer.Cgroup
 	for _, pid := range pids {
 		c, err := h.Of(pid)
 		if err != nil {
 			return nil, err
 		}
-		i.before[pid] = c
-	}
-	own := i.before[pids[0]]
-	if !own.Top() {
-		members, err := own.Members()
-		if err != nil {
-			return nil, err
+		if own == nil {
+			own = c
 		}
-		frozen, err := own.Frozen()
-		if err != nil {
-			return nil, err
-		}
-		if frozen {
-			return nil, fmt.Errorf("the tree's cgroup %s is frozen: thaw it first", own.Path())
-		}
-		slices.Sort(members)
-		if slices.Equal(members, slices.Sorted(slices.Values(pids))) {
-			i.cgroup, i.before = own, nil
-			return i, nil
+		if before != nil {
+			before[pid] = c
 		}
 	}
-	i.temporary = true
-	i.cgroup, err = h.Create(fmt.Sprintf("spfs-dump-%d-%d", pids[0], os.Getpid()))
-	return i, err
+	if own.Top() {
+		return nil, nil
+	}
+	members, err := own.Members()
+	if err != nil {
+		return nil, err
+	}
+	frozen, err := own.Frozen()
+	if err != nil {
+		return nil, err
+	}
+	if frozen {
+		return nil, fmt.Errorf("the tree's cgroup %s is frozen: thaw it first", own.Path())
+	}
+	slices.Sort(members)
+	if !slices.Equal(members, slices.Sorted(slices.Values(pids))) {
+		return nil, nil
+	}
+	return own, nil
 }
 
 // close takes the tree in and freezes it. Its tasks are stopped.

@@ -9,6 +9,8 @@ import (
 	"os/signal"
 
 	"golang.org/x/sys/unix"
+
+	"spfs/internal/fusestate"
 )
 
 // What a keeper is told to do.
@@ -48,7 +50,8 @@ func Keep(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go k.listen(cancel)
-	s, err := stopTree(ctx, *first.Stop, k.hold)
+	fusestate.Preload()
+	s, err := stopTree(ctx, *first.Stop, k.foreseen, k.hold)
 	if err != nil {
 		return errors.Join(k.line.send(report{Error: wire(err)}))
 	}
@@ -79,6 +82,9 @@ func (k *keeping) listen(cancel func()) {
 		k.orders <- o
 	}
 }
+
+// foreseen passes on what CRIU will have to be told.
+func (k *keeping) foreseen(tell CRIU) error { return k.line.send(report{Foreseen: &tell}) }
 
 // hold gives the journal away.
 func (k *keeping) hold(j *journal) error {

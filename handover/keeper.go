@@ -16,6 +16,9 @@ type keeper struct {
 	line    *line
 	files   *os.File
 	journal *journal // what to undo if the keeper dies; nil before and after
+
+	ctx     context.Context // of a stop under way
+	release func() bool     // ends its hold on the keeper
 }
 
 // errKeeper: the keeper died. What it held was put back.
@@ -61,35 +64,52 @@ func pair(kind int) (ours, theirs *os.File, err error) {
 	return os.NewFile(uintptr(fds[0]), "keeper"), os.NewFile(uintptr(fds[1]), "keeper"), nil
 }
 
-// stop has the tree stopped. When it returns an error, the tree runs on.
-func (k *keeper) stop(ctx context.Context, o StopOptions) (stopped, error) {
+// begin has the tree stopped: see next. Until release is called the keeper puts
+// everything back when ctx ends.
+func (k *keeper) begin(ctx context.Context, o StopOptions) error {
+	k.ctx = ctx
 	// Told that nobody waits any more, the keeper puts everything back.
-	defer context.AfterFunc(ctx, func() { k.line.hangUp() })()
+	k.release = context.AfterFunc(ctx, func() { k.line.hangUp() })
 	if err := k.line.send(order{Stop: &o}); err != nil && !ended(err) {
-		return stopped{}, err
+		return err
 	}
+	return nil
+}
+
+// next returns what the keeper tells next of a tree that is being stopped: what
+// is foreseen, then that it is stopped. When it returns an error, the tree runs
+// on.
+func (k *keeper) next() (report, error) {
 	for {
 		r, err := k.line.report()
 		switch {
 		case err != nil:
-			return stopped{}, errors.Join(ctx.Err(), k.died(err))
+			return r, errors.Join(k.ctx.Err(), k.died(err))
 		case r.Error != nil:
-			return stopped{}, errors.Join(ctx.Err(), r.Error.err())
-		case r.Stopped != nil:
-			return *r.Stopped, nil
+			return r, errors.Join(k.ctx.Err(), r.Error.err())
 		case r.Journal != nil:
-			if k.journal != nil { // of an attempt that was undone
-				k.journal.close()
+			if err := k.take(r.Journal); err != nil {
+				return r, err
 			}
-			k.journal = r.Journal
-			if k.journal.files, err = receiveFiles(k.files, 2*len(k.journal.Devices)); err != nil {
-				return stopped{}, errors.Join(err, k.died(err))
-			}
-			if err := k.line.send(order{Do: toHold}); err != nil && !ended(err) {
-				return stopped{}, err
-			}
+		default:
+			return r, nil
 		}
 	}
+}
+
+// take takes a journal, and tells the keeper to go on.
+func (k *keeper) take(j *journal) (err error) {
+	if k.journal != nil { // of an attempt that was undone
+		k.journal.close()
+	}
+	k.journal = j
+	if j.files, err = receiveFiles(k.files, 2*len(j.Devices)); err != nil {
+		return errors.Join(err, k.died(err))
+	}
+	if err := k.line.send(order{Do: toHold}); err != nil && !ended(err) {
+		return err
+	}
+	return nil
 }
 
 // ask tells the keeper to do something and returns its answer.

@@ -22,9 +22,10 @@ type order struct {
 
 // report is what a keeper answers: one of these.
 type report struct {
-	Error   *wireError `json:",omitempty"`
-	Journal *journal   `json:",omitempty"`
-	Stopped *stopped   `json:",omitempty"`
+	Error    *wireError `json:",omitempty"`
+	Foreseen *CRIU      `json:",omitempty"`
+	Journal  *journal   `json:",omitempty"`
+	Stopped  *stopped   `json:",omitempty"`
 }
 
 // line is one end of what orders and reports are sent through.

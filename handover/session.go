@@ -57,7 +57,8 @@ type File struct {
 // A keeper, a process of its own, holds the tree and puts it back if this
 // process dies. If the keeper dies, this process puts it back.
 type Session struct {
-	keeper *keeper // nil once the session has ended
+	keeper   *keeper // nil once the session has ended
+	foreseen CRIU
 	stopped
 }
 
@@ -71,6 +72,19 @@ type stopped struct {
 // Stop stops a tree that has its own FUSE daemons. If it fails the tree runs
 // on as before. The error is [ErrNoDaemon] if there is none.
 func Stop(ctx context.Context, o StopOptions) (*Session, error) {
+	s, err := Begin(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.Await(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Begin begins what [Stop] does, and returns when it can be foreseen what CRIU
+// will have to be told. [Session.Await] must be called before anything else.
+func Begin(ctx context.Context, o StopOptions) (*Session, error) {
 	if o.Timeout <= 0 {
 		o.Timeout = defaultTimeout
 	}
@@ -79,10 +93,39 @@ func Stop(ctx context.Context, o StopOptions) (*Session, error) {
 		return nil, err
 	}
 	s := &Session{keeper: k}
-	if s.stopped, err = k.stop(ctx, o); err != nil {
-		return nil, errors.Join(err, k.close())
+	if err = k.begin(ctx, o); err == nil {
+		var r report
+		if r, err = k.next(); err == nil && r.Foreseen == nil {
+			err = errors.New("the keeper foresees nothing")
+		}
+		if err == nil {
+			s.foreseen = *r.Foreseen
+			return s, nil
+		}
 	}
-	return s, nil
+	k.release()
+	return nil, errors.Join(err, k.close())
+}
+
+// Foreseen is what CRIU will probably have to be told when the tree is stopped.
+// It is empty if that could not be seen.
+func (s *Session) Foreseen() CRIU { return s.foreseen }
+
+// Await waits until the tree is stopped. If it returns an error, the tree runs
+// on as before, and the session is over.
+func (s *Session) Await() error {
+	k := s.keeper
+	defer k.release()
+	r, err := k.next()
+	if err == nil && r.Stopped == nil {
+		err = errors.New("the keeper does not say that the tree is stopped")
+	}
+	if err != nil {
+		s.keeper = nil
+		return errors.Join(err, k.close())
+	}
+	s.stopped = *r.Stopped
+	return nil
 }
 
 // CRIU returns what CRIU must be told.

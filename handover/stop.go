@@ -29,11 +29,15 @@ type stopper struct {
 	ice                    *ice
 	standIns               []*standIn
 	records                []*Record
+
+	placeholders []*devfuse.Description // that were made before anybody was stopped
 }
 
 // stopTree stops a tree. Before anything is put into a process, hold is called
-// with what is needed to undo it. If it fails the tree runs on as before.
-func stopTree(ctx context.Context, o StopOptions, hold func(*journal) error) (_ *stopper, err error) {
+// with what is needed to undo it; before that, foreseen with what CRIU will
+// probably have to be told, or with nothing. If it fails the tree runs on as
+// before.
+func stopTree(ctx context.Context, o StopOptions, foreseen func(CRIU) error, hold func(*journal) error) (_ *stopper, err error) {
 	ctx, cancel := context.WithTimeout(ctx, o.Timeout)
 	defer cancel()
 	s := &stopper{o: o, hold: hold, tracer: ptrace.New()}
@@ -42,6 +46,13 @@ func stopTree(ctx context.Context, o StopOptions, hold func(*journal) error) (_ 
 			err = errors.Join(err, s.undo())
 		}
 	}()
+	tell, err := s.foresee()
+	if err != nil {
+		tell = CRIU{} // if it matters, it is found again below
+	}
+	if err := foreseen(tell); err != nil {
+		return nil, err
+	}
 	if s.control, err = openControl(); err != nil {
 		return nil, err
 	}
@@ -239,7 +250,7 @@ func (s *stopper) seizeRest(ctx context.Context) error {
 
 func sameDevices(a, b []*devfuse.Description) bool {
 	return slices.EqualFunc(a, b, func(a, b *devfuse.Description) bool {
-		return a.Connection == b.Connection && slices.Equal(a.Holders, b.Holders)
+		return a.Connection == b.Connection && a.Flags == b.Flags && slices.Equal(a.Holders, b.Holders)
 	})
 }
 
@@ -248,7 +259,7 @@ func (s *stopper) all() []*ptrace.Process { return slices.Concat(s.clients, s.da
 
 // exchange takes the daemons' places.
 func (s *stopper) exchange(ctx context.Context) (err error) {
-	if err := devfuse.MakePlaceholders(s.census.devices); err != nil {
+	if err := s.takePlaceholders(); err != nil {
 		return err
 	}
 	if s.census.state.Partial {
@@ -401,6 +412,7 @@ func (s *stopper) undo() error { return s.undoWithin(undoTime) }
 
 func (s *stopper) undoWithin(patience time.Duration) error {
 	err := s.letGoWithin(patience)
+	closeAll(s.placeholders)
 	s.tracer.Close()
 	if s.control != nil {
 		s.control.close()

@@ -367,3 +367,21 @@ func TestHandoverRestoreThatFails(t *testing.T) {
 	p.Counter.Check()
 	p.Counter.End(p.Data)
 }
+
+// CRIU begins while the tree is being stopped, and need not begin again if that
+// opens and closes nothing.
+func TestHandoverStartsCRIUOnce(t *testing.T) {
+	p := rig.StartPod(t, rig.PodBindfs(t, "bindfs"), rig.CounterOptions{FDs: 3, Quiet: true})
+	dir := rig.Dir(t)
+	criu, starts := filepath.Join(dir, "criu"), filepath.Join(dir, "starts")
+	rig.Write(t, criu, fmt.Sprintf("#!/bin/sh\necho \"$1\" >> %s\nexec %s \"$@\"\n", starts, rig.Build(t).CRIU))
+	if err := os.Chmod(criu, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	rig.SPFS(t, "dump", "--tree", itoa(p.PID), "--images-dir", rig.Mkdir(t, dir, "images"), "--leave-running", "--criu", criu).OK(t)
+	if b, err := os.ReadFile(starts); string(b) != "swrk\n" {
+		t.Errorf("CRIU was started as %q, want one swrk (%v)", b, err)
+	}
+	p.Counter.CountsOn(20)
+	p.Counter.Check()
+}

@@ -98,3 +98,10 @@ func (d *Description) Close() {
 		}
 	}
 }
+
+// TakePlaceholder takes over the placeholder that was made for the same
+// description as it was found before, with the same flags.
+func (d *Description) TakePlaceholder(before *Description) {
+	d.placeholder, d.key = before.placeholder, before.key
+	before.placeholder = nil
+}

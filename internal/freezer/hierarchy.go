@@ -91,9 +91,12 @@ func (h *Hierarchy) parse(text string) (string, error) {
 	return "", errors.New("it is in no cgroup of the hierarchy at " + h.point)
 }
 
+// Path is the directory of the cgroup that [Hierarchy.Create] makes.
+func (h *Hierarchy) Path(name string) string { return filepath.Join(h.point, name) }
+
 // Create makes a new cgroup of that name at the hierarchy's top.
 func (h *Hierarchy) Create(name string) (*Cgroup, error) {
-	path := filepath.Join(h.point, name)
+	path := h.Path(name)
 	if err := os.Mkdir(path, 0o755); err != nil {
 		return nil, fmt.Errorf("making a cgroup: %w", err)
 	}

@@ -56,6 +56,20 @@ func FromProc(ctx context.Context, parts Parts) (*State, error) {
 	return s, nil
 }
 
+// FromProcOf is FromProc of some processes, and of the mounts by whose mnt_id it
+// is given a st_dev. It looks at nothing else.
+func FromProcOf(pids []int, mounted map[int]uint64) *State {
+	p := &procReader{ctx: context.Background(), parts: All, mounts: mounted, devices: map[uint64]bool{}}
+	for _, dev := range mounted {
+		p.devices[dev] = true
+	}
+	s := &State{Partial: true}
+	for _, pid := range pids {
+		p.process(pid, s)
+	}
+	return s
+}
+
 // procReader reads processes.
 type procReader struct {
 	ctx     context.Context
