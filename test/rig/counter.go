@@ -20,14 +20,19 @@ import (
 type CounterOptions struct {
 	FDs, Threads, Children int
 	Pace                   time.Duration
+	AllPace                bool // the first worker keeps the pace, too
 	Quiet                  bool
 	Lists                  bool // works with a directory, several opens of a path, an unlinked file
 	Reopens                bool // opens the directory again at its end
 }
 
 func (o CounterOptions) args(dir, status string) []string {
+	pace := "-p"
+	if o.AllPace {
+		pace = "-P"
+	}
 	args := []string{"-d", dir, "-s", status, "-n", fmt.Sprint(o.FDs), "-t", fmt.Sprint(o.Threads),
-		"-c", fmt.Sprint(o.Children), "-p", fmt.Sprint(o.Pace.Microseconds())}
+		"-c", fmt.Sprint(o.Children), pace, fmt.Sprint(o.Pace.Microseconds())}
 	if o.Quiet {
 		args = append(args, "-q")
 	}

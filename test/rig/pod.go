@@ -130,8 +130,18 @@ func mknod(t T, path string, dev uint64) {
 	}
 }
 
-// StartPod starts a pod, and waits until its counter counts. With a kind of no
-// command, the counter works on a directory of the container's root.
+// PodDirectory is a pod without a daemon: its counter works on a directory of the
+// container's root, and beside it a process sleeps.
+func PodDirectory(t T) PodKind {
+	return PodKind{
+		Name:     "directory",
+		Programs: []string{lookPath(t, "sleep")},
+		Command:  []string{"/bin/sleep", "infinity"},
+	}
+}
+
+// StartPod starts a pod, and waits until its counter counts. With a kind that
+// mounts nothing, the counter works on a directory of the container's root.
 func StartPod(t T, kind PodKind, o CounterOptions) *Pod {
 	t.Helper()
 	b := Build(t)
@@ -154,11 +164,12 @@ func StartPod(t T, kind PodKind, o CounterOptions) *Pod {
 	if kind.Prepare != nil {
 		kind.Prepare(t, c.Root)
 	}
-	in := PodMount
+	in := podData
+	if slices.Contains(kind.Command, "at="+PodMount) {
+		in = PodMount
+	}
 	command := append([]string{"/bin/pod"}, kind.Command...)
-	if len(kind.Command) == 0 {
-		in = podData
-	} else {
+	if len(kind.Command) > 0 {
 		command = append(command, "--")
 	}
 	o.Reopens = kind.Once

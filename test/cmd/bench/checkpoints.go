@@ -8,12 +8,21 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"spfs/test/rig"
 )
 
-// checkpoints measures dump and restore of a pod: with its own bindfs by spfs,
-// and on a plain directory by plain CRIU, in turns, for some numbers of open
+// checkpoints measures dump and restore of a pod with its own bindfs by spfs, and
+// of the same pod on a plain directory by plain CRIU, for some numbers of open
 // files; and prints what of the difference each file costs.
+//
+// Either pod has three processes: the first, a client that has the files open
+// and wakes a few hundred times a second, and a daemon: bindfs, or in its place a
+// process that sleeps. They go through checkpoints in turns, and while one does
+// the other is stopped, so that neither is measured with more to do beside it
+// on the machine than the other. Times are those of the command from its start to
+// its end.
 func checkpoints(t rig.T) {
 	const rounds = 7
 	files := []int{10, 200, 1000}
@@ -22,13 +31,19 @@ func checkpoints(t rig.T) {
 	fmt.Fprintln(w, "checkpoint, ms\tfiles\tdirectory, CRIU\tbindfs in the tree, spfs\tmore\tfor each further file\t")
 	var first [2]time.Duration
 	for _, n := range files {
-		o := rig.CounterOptions{FDs: n, Quiet: true}
-		plain := rig.StartPod(t, rig.PodKind{Name: "directory"}, o)
+		o := rig.CounterOptions{FDs: n, Quiet: true, Pace: 2 * time.Millisecond, AllPace: true}
+		plain := rig.StartPod(t, rig.PodDirectory(t), o)
 		served := rig.StartPod(t, rig.PodBindfs(t, "bindfs"), o)
 		var took [2][2][]time.Duration // dump or restore; plain or served
 		for range rounds {
 			for i, p := range []*rig.Pod{plain, served} {
+				other := plain
+				if i == 0 {
+					other = served
+				}
+				signalPod(t, other, unix.SIGSTOP)
 				dumped, restored := checkpoint(t, p, i == 1)
+				signalPod(t, other, unix.SIGCONT)
 				took[0][i] = append(took[0][i], dumped)
 				took[1][i] = append(took[1][i], restored)
 			}
@@ -49,6 +64,15 @@ func checkpoints(t rig.T) {
 		}
 	}
 	w.Flush()
+}
+
+// signalPod sends a signal to all processes of a pod.
+func signalPod(t rig.T, p *rig.Pod, signal unix.Signal) {
+	for _, pid := range rig.Tree(p.PID) {
+		if err := unix.Kill(pid, signal); err != nil {
+			t.Fatalf("signal %d to process %d of pod %s: %v", signal, pid, p.Kind.Name, err)
+		}
+	}
 }
 
 // checkpoint takes a pod through one, and returns how long its two halves took.
