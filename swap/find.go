@@ -53,6 +53,7 @@ type knowledge struct {
 	proven  map[int]proven
 	hidden  []int // processes that could not be looked at
 
+	steady  *steady        // nil if the look before can't be relied on
 	stopped map[int]bool   // processes that were stopped before this look
 	still   map[int]*visit // what was read of those that nobody can change
 }
@@ -66,6 +67,7 @@ func (k *knowledge) close() {
 // find is Find. With the knowledge of a look before, it is the look at stopped
 // processes: some that scope names may be gone, and our own is not looked at.
 func find(ctx context.Context, dev uint64, scope Scope, k *knowledge) (*Usage, error) {
+	k.steady = nil
 	first := k.watch == nil
 	var err error
 	if first {
@@ -228,6 +230,7 @@ func (s *scanner) readAll(ctx context.Context, k *knowledge, self bool, before *
 			return readings, ctx.Err()
 		}
 		k.prove(visits, before, after)
+		k.steady = &steady{after, seeMounts(k.watch.Spaces())}
 	}
 	return readings, ctx.Err()
 }

@@ -126,6 +126,11 @@ func (p *Plan) learn(ctx context.Context) error {
 // to isn't compared.
 func (p *Plan) refresh(ctx context.Context, final bool) error {
 	p.known.stopped = p.Stopped
+	if final {
+		if same, err := p.refreshSame(ctx); same || err != nil {
+			return err
+		}
+	}
 	usage, err := find(ctx, p.From.Mount.Dev, p.Scope, p.known)
 	if err != nil {
 		return err

@@ -27,6 +27,8 @@ type opener struct {
 	obstacles []Obstacle
 	written   map[uint64]bool // inodes that somebody may write to
 	final     bool            // everybody is stopped
+
+	jobsBefore []*opening // of the fill before
 }
 
 // fileWant is what a replacement must fit.
@@ -84,6 +86,8 @@ type opening struct {
 	got       *replacement
 	obstacles []Obstacle
 	done      func(*replacement)
+
+	description *Description // what ref is of
 }
 
 // fill gives every object of usage its replacement.
@@ -117,6 +121,7 @@ func (o *opener) fill(ctx context.Context, usage *Usage) error {
 			r.used = false
 		}
 	}
+	o.jobsBefore = nil
 	var jobs, open []*opening
 	for _, j := range o.jobs(usage) {
 		if j.attr.unlinked || blocked[j.mount.ID] {
@@ -146,6 +151,7 @@ func (o *opener) fill(ctx context.Context, usage *Usage) error {
 		}
 	}
 	o.sweep(usage)
+	o.jobsBefore = jobs
 	return nil
 }
 
@@ -289,7 +295,7 @@ func (o *opener) jobs(usage *Usage) []*opening {
 		path := d.Flags&unix.O_PATH != 0
 		jobs = append(jobs, &opening{
 			want: fileWant{d.Mount.ID, d.Path, d.Ino, d.Type, flags, 0},
-			attr: &d.attr, task: d.Refs[0].Task, mount: d.Mount, ref: d.Refs[0],
+			attr: &d.attr, task: d.Refs[0].Task, mount: d.Mount, ref: d.Refs[0], description: d,
 			resource: fmt.Sprintf("fd %d → %s", d.Refs[0].FD, printable(d.Path)),
 			compares: d.Type == unix.S_IFREG && !path,
 			pos:      d.Pos, readsDir: d.Type == unix.S_IFDIR && !path,
