@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"sync"
+	"sync/atomic"
 
 	"spfs/internal/eintr"
 
@@ -22,6 +24,33 @@ import (
 type flusher struct {
 	plan *Plan
 	done map[FDRef]uint64 // what has been flushed since everybody is stopped, and its inode
+}
+
+// copies takes descriptors out of processes, of each by one pidfd.
+type copies struct {
+	mu     sync.Mutex
+	pidfds map[Task]int
+}
+
+func (c *copies) take(ref FDRef) (int, error) {
+	c.mu.Lock()
+	pidfd, known := c.pidfds[ref.Task]
+	if !known {
+		var err error
+		if pidfd, err = openPidfd(ref.Task); err != nil {
+			c.mu.Unlock()
+			return -1, fmt.Errorf("opening a pidfd of process %d: %w", ref.PID, err)
+		}
+		c.pidfds[ref.Task] = pidfd
+	}
+	c.mu.Unlock()
+	return takeThrough(pidfd, ref)
+}
+
+func (c *copies) close() {
+	for _, fd := range c.pidfds {
+		unix.Close(fd)
+	}
 }
 
 // pending are the descriptions of u that have not been flushed.
@@ -52,7 +81,8 @@ func (f *flusher) flush(ctx context.Context, u *Usage, list []*Description) erro
 	}
 	var g errgroup.Group
 	// Each waits for the daemon, not for a processor.
-	g.SetLimit(8 * runtime.GOMAXPROCS(0))
+	atOnce := 8 * runtime.GOMAXPROCS(0)
+	from := &copies{pidfds: map[Task]int{}}
 	covered := map[uint64]bool{}
 	for _, d := range u.Descriptions {
 		if d.writes() {
@@ -63,18 +93,28 @@ func (f *flusher) flush(ctx context.Context, u *Usage, list []*Description) erro
 		for _, ref := range d.Refs {
 			f.done[ref] = d.Ino
 		}
+	}
+	var next atomic.Int64
+	for range min(atOnce, len(list)) {
 		g.Go(func() error {
-			fd, err := takeFD(d.Refs[0])
-			return flushed(fd, err, d.Path)
+			for i := next.Add(1) - 1; int(i) < len(list) && ctx.Err() == nil; i = next.Add(1) - 1 {
+				fd, err := from.take(list[i].Refs[0])
+				if err := flushed(fd, err, list[i].Path); err != nil {
+					return err
+				}
+			}
+			return nil
 		})
 	}
+	var maps errgroup.Group
+	maps.SetLimit(atOnce)
 	for _, s := range u.Spaces {
 		for _, m := range s.Mappings {
 			if !m.writes() || covered[m.Ino] {
 				continue
 			}
 			covered[m.Ino] = true
-			g.Go(func() error {
+			maps.Go(func() error {
 				// The file was closed after mmap: only the mapping leads to it.
 				name := fmt.Sprintf("/proc/%d/map_files/%x-%x", s.Tasks[0].PID, m.Start, m.End)
 				fd, err := eintr.Get(func() (int, error) { return unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0) })
@@ -83,7 +123,11 @@ func (f *flusher) flush(ctx context.Context, u *Usage, list []*Description) erro
 		}
 	}
 	all := make(chan error, 1)
-	go func() { all <- g.Wait() }()
+	go func() {
+		err := errors.Join(g.Wait(), maps.Wait())
+		from.close()
+		all <- err
+	}()
 	select {
 	case err := <-all:
 		return err

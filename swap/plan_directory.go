@@ -17,6 +17,7 @@ import (
 // a hash, a pointer), so what decides is which names have been read.
 func (o *opener) placeInDirectory(j *opening) {
 	pos, err := int64(0), error(nil)
+	j.got.placed = placed{} // the new directory is read for that
 	switch {
 	case j.pos == 0:
 	case o.plan.asks():

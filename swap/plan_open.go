@@ -49,6 +49,14 @@ type replacement struct {
 	pos    int64 // position of the old directory that newPos is for
 	newPos int64
 	posSet bool
+	placed placed
+}
+
+// placed is what the position and the flags of a file were set to.
+type placed struct {
+	file  *os.File // nil if none were
+	pos   int64
+	flags int
 }
 
 func newOpener(p *Plan) (*opener, error) {
@@ -300,7 +308,7 @@ func (o *opener) jobs(usage *Usage) []*opening {
 			compares: d.Type == unix.S_IFREG && !path,
 			pos:      d.Pos, readsDir: d.Type == unix.S_IFDIR && !path,
 			done: func(r *replacement) {
-				d.Replacement = r.file
+				d.Replacement, d.placed = r.file, &r.placed
 				if r.posSet {
 					d.NewPos = r.newPos
 				}

@@ -443,20 +443,45 @@ func (w *worker) wentBack(ctx context.Context) error {
 }
 
 // setPositions gives every replacement the old description's position and the
-// flags that can be set on an open file.
+// flags that can be set on an open file. Those that have them already are left
+// alone: most do when all is stopped, if it was done just before.
 func setPositions(u *Usage) error {
 	for _, d := range u.Descriptions {
 		if d.Flags&unix.O_PATH != 0 {
 			continue
 		}
-		fd := int(d.Replacement.Fd())
-		if _, err := unix.Seek(fd, d.NewPos, unix.SEEK_SET); err != nil && !d.isFIFO() {
-			return fmt.Errorf("setting the position of %s to %d: %w", d.Path, d.NewPos, err)
-		}
 		const settable = unix.O_APPEND | unix.O_NONBLOCK | unix.O_DIRECT | unix.O_NOATIME
-		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFL, d.Flags&settable); err != nil {
-			return fmt.Errorf("setting the flags of %s to %#o: %w", d.Path, d.Flags&settable, err)
+		now := placed{d.Replacement, d.NewPos, d.Flags & settable}
+		was := placed{}
+		if d.placed != nil {
+			was, *d.placed = *d.placed, placed{}
+		}
+		fd := int(d.Replacement.Fd())
+		if was.file != now.file || was.pos != now.pos {
+			if _, err := unix.Seek(fd, d.NewPos, unix.SEEK_SET); err != nil && !d.isFIFO() {
+				return fmt.Errorf("setting the position of %s to %d: %w", d.Path, d.NewPos, err)
+			}
+		}
+		if was.file != now.file || was.flags != now.flags {
+			if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFL, now.flags); err != nil {
+				return fmt.Errorf("setting the flags of %s to %#o: %w", d.Path, now.flags, err)
+			}
+		}
+		if d.placed != nil {
+			*d.placed = now
 		}
 	}
 	return nil
+}
+
+// setEarlyPositions is setPositions while everybody runs, of what has a
+// replacement then. What can't be set is told when it counts.
+func setEarlyPositions(u *Usage) {
+	early := &Usage{}
+	for _, d := range u.Descriptions {
+		if d.placed != nil && d.Replacement != nil && !d.isFIFO() {
+			early.Descriptions = append(early.Descriptions, d)
+		}
+	}
+	_ = setPositions(early)
 }

@@ -149,6 +149,7 @@ func (r *run) stop(ctx context.Context) error {
 	if err := flushAll(ctx, r.plan); err != nil {
 		return err
 	}
+	setEarlyPositions(r.plan.Usage)
 	// What the plan has thrown away is memory that is there: what is new has to
 	// be faulted in, page by page, and that takes longer than all the rest.
 	runtime.GC()

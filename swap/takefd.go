@@ -16,6 +16,11 @@ func takeFD(ref FDRef) (int, error) {
 		return -1, fmt.Errorf("opening a pidfd of process %d: %w", ref.PID, err)
 	}
 	defer unix.Close(pidfd)
+	return takeThrough(pidfd, ref)
+}
+
+// takeThrough is takeFD by a pidfd.
+func takeThrough(pidfd int, ref FDRef) (int, error) {
 	fd, err := unix.PidfdGetfd(pidfd, ref.FD, 0)
 	if err != nil {
 		return -1, fmt.Errorf("taking descriptor %d of process %d: %w", ref.FD, ref.PID, err)

@@ -77,6 +77,7 @@ type Description struct {
 
 	Replacement *os.File // nil until planned
 	NewPos      int64    // what Pos is in the replacement: another one in a directory
+	placed      *placed  // what the replacement has been set to; nil if nobody keeps that
 
 	attr    attributes
 	records bool  // the kernel keeps locks of fcntl(2) on it
