@@ -76,18 +76,10 @@ func look(reader *fusestate.Reader, dev uint64, pids []int) (*kernelLook, error)
 		}
 		return u
 	}
-	for _, f := range state.Files {
-		if f.Node.Dev == dev {
-			u := of(f.PID)
-			u.files = append(u.files, f)
-		}
-	}
-	for _, m := range state.Mappings {
-		if m.Node.Dev == dev {
-			u := of(m.PID)
-			u.mappings = append(u.mappings, m)
-		}
-	}
+	runs(state.Files, func(f *fusestate.File) (int, bool) { return f.PID, f.Node.Dev == dev },
+		func(pid int, files []fusestate.File) { u := of(pid); u.files = joined(u.files, files) })
+	runs(state.Mappings, func(m *fusestate.Mapping) (int, bool) { return m.PID, m.Node.Dev == dev },
+		func(pid int, maps []fusestate.Mapping) { u := of(pid); u.mappings = joined(u.mappings, maps) })
 	for _, p := range state.Places {
 		if p.Node.Dev == dev {
 			u := of(p.PID)
@@ -106,6 +98,32 @@ func look(reader *fusestate.Reader, dev uint64, pids []int) (*kernelLook, error)
 		u.others, u.counted = state.Others[pid]
 	}
 	return l, nil
+}
+
+// runs divides records into those in a row that are of one process, and leaves out
+// the others. They are not copied: that takes memory, which is there only when it
+// has been faulted in, page by page, and processes are stopped then.
+func runs[T any](all []T, of func(*T) (pid int, ours bool), do func(pid int, run []T)) {
+	for i := 0; i < len(all); {
+		pid, ours := of(&all[i])
+		n := i + 1
+		for ; ours && n < len(all); n++ {
+			if p, o := of(&all[n]); p != pid || !o {
+				break
+			}
+		}
+		if ours {
+			do(pid, all[i:n:n])
+		}
+		i = n
+	}
+}
+
+func joined[T any](a, b []T) []T {
+	if a == nil {
+		return b
+	}
+	return append(a, b...)
 }
 
 // same says whether a process has the same as before, but for positions and

@@ -3,6 +3,7 @@ package fusestate
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -43,6 +44,9 @@ func (s *State) parse(b []byte) ([]resume, error) {
 		case fileRecord:
 			var r programsFileRecord
 			if ok = take(&r, b, size); ok {
+				if len(s.Files) == cap(s.Files) { // most of what follows is the like
+					s.Files = slices.Grow(s.Files, 1+len(b)/size)
+				}
 				s.Files = append(s.Files, File{
 					task(r.Tid, r.Tgid), int(r.Fd), r.CloseOnExec != 0, r.Table,
 					node(&r.Node), open(&r.Open),
