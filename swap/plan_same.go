@@ -190,11 +190,8 @@ func (v *visit) unchanged(use *kernelUse, buf []byte) bool {
 // sameNames says whether all that the process has of the file system has the
 // names that were read.
 func (r *reading) sameNames(dir procDir) bool {
-	var buf [unix.PathMax + 1]byte
-	same := func(fd int, name, text string) bool {
-		n, err := unix.Readlinkat(fd, name, buf[:])
-		return err == nil && string(buf[:n]) == text
-	}
+	buf := make([]byte, unix.PathMax+1)
+	same := func(fd int, name, text string) bool { return sameName(fd, name, text, buf) }
 	below := func(name string, each func(links procDir) bool) bool {
 		links, err := dir.open(name)
 		if err != nil {
@@ -205,12 +202,23 @@ func (r *reading) sameNames(dir procDir) bool {
 	}
 	for _, t := range r.tables {
 		if len(t.fds) > 0 && !below(t.tasks[0].below()+"fd", func(links procDir) bool {
-			for _, fd := range t.fds {
-				if !same(links.fd, strconv.Itoa(fd.ref.FD), fd.text) {
-					return false
-				}
+			var wait sync.WaitGroup
+			var other atomic.Bool
+			for part := range slices.Chunk(t.fds, max(tablePart, (len(t.fds)+1)/runtime.GOMAXPROCS(0))) {
+				wait.Add(1)
+				go func() {
+					defer wait.Done()
+					buf := make([]byte, unix.PathMax+1)
+					for _, fd := range part {
+						if !sameName(links.fd, strconv.Itoa(fd.ref.FD), fd.text, buf) {
+							other.Store(true)
+							return
+						}
+					}
+				}()
 			}
-			return true
+			wait.Wait()
+			return !other.Load()
 		}) {
 			return false
 		}
@@ -233,6 +241,13 @@ func (r *reading) sameNames(dir procDir) bool {
 		}
 	}
 	return r.exe == nil || same(dir.fd, "exe", r.exe.text)
+}
+
+// sameName says whether a link in a directory in /proc has that text. buf has room
+// for the longest.
+func sameName(fd int, name, text string, buf []byte) bool {
+	n, err := unix.Readlinkat(fd, name, buf)
+	return err == nil && string(buf[:n]) == text
 }
 
 // sameKinds says whether the files of the process that others can change while it

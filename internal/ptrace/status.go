@@ -22,31 +22,35 @@ type Status struct {
 }
 
 func readStatus(tid int) (*Status, error) {
-	// By hand, since it is on the way of every batch: os.ReadFile makes three
-	// times as many system calls.
-	name := fmt.Sprintf("/proc/%d/status", tid)
+	// About 1.5 KiB are in use, but for the list of groups.
+	text, err := readRecord(fmt.Sprintf("/proc/%d/status", tid), make([]byte, 2048))
+	if err != nil {
+		return nil, err
+	}
+	return parseStatus(text)
+}
+
+// readRecord returns the text of a file in /proc that is given whole by one
+// read(2) if that leaves room (fs/seq_file.c, seq_read_iter; fs/proc/base.c,
+// proc_pid_auxv_read). It is on the way of every batch: os.ReadFile makes three
+// times as many system calls.
+func readRecord(name string, buf []byte) ([]byte, error) {
 	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: name, Err: err}
 	}
 	defer unix.Close(fd)
-	var buf [8192]byte // about 1.5 KiB are in use; the list of groups may be long, and comes before the rest
-	text := buf[:0]
 	for {
-		if len(text) == cap(text) {
-			text = append(text, make([]byte, cap(text))...)[:len(text)]
-		}
-		n, err := unix.Read(fd, text[len(text):cap(text)])
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
+		n, err := unix.Pread(fd, buf, 0)
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
 			return nil, &os.PathError{Op: "read", Path: name, Err: err}
+		case n < len(buf):
+			return buf[:n], nil
+		default:
+			buf = make([]byte, 4*len(buf))
 		}
-		if n == 0 {
-			return parseStatus(text)
-		}
-		text = text[:len(text)+n]
 	}
 }
 

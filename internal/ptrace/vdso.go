@@ -122,7 +122,7 @@ func (p *Process) slack() (region, error) {
 }
 
 func (p *Process) findSlack() (region, error) {
-	auxv, err := os.ReadFile(p.proc("auxv"))
+	auxv, err := readRecord(p.proc("auxv"), make([]byte, 1024)) // Linux has up to 50 pairs of words
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
 		return region{}, ErrGone
 	}
@@ -133,7 +133,16 @@ func (p *Process) findSlack() (region, error) {
 	if !ok {
 		return region{}, ErrNoVDSO
 	}
-	r, err := slackBehindText(p.readMem, base)
+	// All that is asked of an image is at its beginning.
+	var head [512]byte
+	known := p.readMem(base, head[:]) == nil
+	r, err := slackBehindText(func(addr uint64, b []byte) error {
+		if at := addr - base; known && at <= uint64(len(head)) && uint64(len(b)) <= uint64(len(head))-at {
+			copy(b, head[at:])
+			return nil
+		}
+		return p.readMem(addr, b)
+	}, base)
 	if err != nil {
 		return region{}, err
 	}
