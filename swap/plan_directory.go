@@ -25,7 +25,11 @@ func (o *opener) placeInDirectory(j *opening) {
 	case o.plan.From.Mount.FSType == o.plan.To.Mount.FSType:
 		// The same kind of file system counts in the same way: if the new
 		// directory has that position at all, it is the same one.
-		pos, err = j.pos, hasPosition(j.got.file, j.pos)
+		var fresh *os.File
+		if fresh, err = openToList(j); err == nil {
+			pos, err = j.pos, hasPosition(fresh, j.pos)
+			fresh.Close()
+		}
 	default:
 		err = errors.New("the old mount is not asked what has been read, and the new one is of another kind")
 	}
@@ -35,6 +39,19 @@ func (o *opener) placeInDirectory(j *opening) {
 		return
 	}
 	j.got.pos, j.got.newPos, j.got.posSet = j.pos, pos, true
+}
+
+// openToList opens j's replacement once more, to be read. The replacement itself
+// is left as it was opened: a daemon may not find back in a directory that has
+// been read in part and is then read elsewhere (go-fuse takes that for a reading
+// that was interrupted, and leaves entries out).
+func openToList(j *opening) (*os.File, error) {
+	open := func() (*os.File, error) { return reopen(j.got.file, unix.O_RDONLY|unix.O_DIRECTORY) }
+	f, err := open()
+	if errors.Is(err, unix.EACCES) {
+		f, err = openAs(j.task, open)
+	}
+	return f, err
 }
 
 // placeByNames asks the old directory for the names before j's position.
@@ -70,7 +87,12 @@ func (o *opener) placeByNames(j *opening) (int64, error) {
 	}
 	left := len(read)
 	pos, strange := int64(0), ""
-	err = eachEntry(j.got.file, func(e dirEntry) bool {
+	fresh, err := openToList(j)
+	if err != nil {
+		return 0, err
+	}
+	defer fresh.Close()
+	err = eachEntry(fresh, func(e dirEntry) bool {
 		if !read[e.name] {
 			strange = e.name
 			return false
