@@ -146,11 +146,24 @@ func (v *victims) untouched(what string) {
 	}
 }
 
-// side returns the file system that all processes are on, and checks that it is
-// one: descriptors, mappings and directories of every task.
-func (v *victims) side(what string) uint64 {
+// side returns the file system that all processes are on, once it is one: after
+// the verdict each changes over by itself, also when the swapper is dead.
+func (v *victims) side(what string) (dev uint64) {
 	v.t.Helper()
-	var dev uint64
+	var mixed string
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if dev, mixed = v.sides(); mixed == "" {
+			return dev
+		}
+	}
+	v.t.Fatalf("%s: %s (old %s, new %s)", what, mixed, devName(v.oldDev), devName(v.newDev))
+	return 0
+}
+
+// sides looks what file system the descriptors, mappings and directories of
+// every task are on, and says what is on another than the rest.
+func (v *victims) sides() (dev uint64, mixed string) {
+	v.t.Helper()
 	on := func(where string, d uint64) {
 		if d != v.oldDev && d != v.newDev {
 			return
@@ -159,7 +172,7 @@ func (v *victims) side(what string) uint64 {
 			dev = d
 		}
 		if d != dev {
-			v.t.Fatalf("%s: %s is on %s, and something else on %s (old %s, new %s)", what, where, devName(d), devName(dev), devName(v.oldDev), devName(v.newDev))
+			mixed = fmt.Sprintf("%s is on %s, and something else on %s", where, devName(d), devName(dev))
 		}
 	}
 	for _, pid := range v.pids() {
@@ -184,7 +197,7 @@ func (v *victims) side(what string) uint64 {
 			}
 		}
 	}
-	return dev
+	return dev, mixed
 }
 
 // live checks that the clients have kept what they had, and go on.
