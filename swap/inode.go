@@ -1,6 +1,7 @@
 package swap
 
 import (
+	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -21,6 +22,11 @@ func inodeOf(link string) (inodeID, error) {
 	}
 	defer unix.Close(fd)
 	handle, _, err := unix.NameToHandleAt(fd, "", unix.AT_EMPTY_PATH)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		// Not a FUSE file, all of which have one: the number is a pipe's or a
+		// socket's by now.
+		return "", fmt.Errorf("hold %s: %w", link, unix.ENOENT)
+	}
 	if err != nil {
 		return "", fmt.Errorf("the file handle of %s: %w", link, err)
 	}
