@@ -38,13 +38,37 @@ func (o *opener) placeInDirectory(j *opening) {
 		j.obstacles[len(j.obstacles)-1].unasked = !o.plan.AskOld && !o.plan.Silent()
 		return
 	}
+	if err := prime(j); err != nil {
+		j.refuse(fmt.Sprintf("it is being read, and %v", err), "look at the daemon of --to")
+		return
+	}
 	j.got.pos, j.got.newPos, j.got.posSet = j.pos, pos, true
 }
 
-// openToList opens j's replacement once more, to be read. The replacement itself
-// is left as it was opened: a daemon may not find back in a directory that has
-// been read in part and is then read elsewhere (go-fuse takes that for a reading
-// that was interrupted, and leaves entries out).
+// prime has the daemon begin to list j's replacement. One that gives its entries
+// no positions of its own reads the directory as a whole when it is asked for the
+// first time, and is only then asked for what follows a position (libfuse's
+// lib/fuse.c, readdir_fill; sshfs aborts if it is asked for that at first). One
+// reading of the beginning leaves every daemon where the next may be anywhere.
+func prime(j *opening) error {
+	if j.pos == 0 {
+		return nil
+	}
+	fresh := j.got.file
+	if _, err := unix.Seek(int(fresh.Fd()), 0, unix.SEEK_SET); err != nil {
+		return fmt.Errorf("its beginning can't be sought on --to: %w", err)
+	}
+	var one [512]byte // an entry, whatever its name
+	if _, err := eintr.Get(func() (int, error) { return unix.Getdents(int(fresh.Fd()), one[:]) }); err != nil {
+		return fmt.Errorf("its beginning can't be read on --to: %w", err)
+	}
+	return nil
+}
+
+// openToList opens j's replacement once more, to be read. Of the replacement
+// itself only the beginning is read (prime): a daemon may not find back in a
+// directory that has been read in part and is then read elsewhere (go-fuse takes
+// that for a reading that was interrupted, and leaves entries out).
 func openToList(j *opening) (*os.File, error) {
 	open := func() (*os.File, error) { return reopen(j.got.file, unix.O_RDONLY|unix.O_DIRECTORY) }
 	f, err := open()
