@@ -5,14 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"time"
+	"strings"
 
 	"github.com/checkpoint-restore/go-criu/v7/rpc"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	"spfs/handover"
+	"spfs/internal/control"
 	"spfs/internal/exit"
+	"spfs/internal/fuseinit"
 )
 
 // adopted is a file system whose daemon is in the images: a new connection,
@@ -38,6 +40,10 @@ func (r *restore) adopt(ctx context.Context) error {
 				return exit.Refuse(err)
 			}
 			return err
+		}
+		if flags := one.Reduced(); flags != 0 {
+			r.o.Event(fmt.Sprintf("%s: this kernel does not offer %s, which its daemon had and does without",
+				fs.Mounts[0].Point, fuseinit.FlagNames(flags)))
 		}
 		a := &adopted{Adopted: one, fs: fs}
 		r.adopted = append(r.adopted, a)
@@ -126,12 +132,35 @@ func inheritable(f *os.File) (int, error) {
 }
 
 // handOver gives the connections to the daemons, which do not run yet.
-func handOver(ctx context.Context, all []*adopted, timeout time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+func (r *restore) handOver(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, r.o.Timeout)
 	defer cancel()
-	for _, a := range all {
+	for _, a := range r.adopted {
 		if err := a.HandOver(ctx); err != nil {
 			return fmt.Errorf("giving the connection of %s to its daemon: %w", a.fs.Mounts[0].Point, err)
+		}
+		if s := r.stubOf[a.fs]; s != nil {
+			if err := s.takeUnlinked(ctx, a); err != nil {
+				return fmt.Errorf("giving the unlinked files of %s to its stub: %w", a.fs.Mounts[0].Point, err)
+			}
+		}
+	}
+	return nil
+}
+
+// takeUnlinked puts the daemon's files in the place of those without a name that
+// are open on the stub. Nothing else leads to them, and whoever waits for one in
+// the stub, or looks for it there to bring it along, must find it.
+func (s *stub) takeUnlinked(ctx context.Context, a *adopted) error {
+	paths := unlinkedPaths(a.fs)
+	for _, u := range a.Unlinked() {
+		for _, p := range paths[u.Node] {
+			err := s.ask(func(c *control.Client) error {
+				return c.Deleted(ctx, strings.TrimPrefix(p, "/"), u.File, u.Open)
+			})
+			if err != nil {
+				return err
+			}
 		}
 	}
 	return nil

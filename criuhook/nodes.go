@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path"
 	"sort"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -14,7 +15,7 @@ import (
 // placeholderOf returns what a placeholder is made from for a file system that
 // has a record: every name that leads to a node of it, and the marks by which
 // the images open files ([markedName]), each in every directory where it is
-// used.
+// used. A file without a name has the one by which the images know it.
 func placeholderOf(fs *FileSystem) (*FileSystem, error) {
 	r := fs.Record
 	nodes := make(map[uint64]*handover.Node, len(r.Nodes))
@@ -24,6 +25,9 @@ func placeholderOf(fs *FileSystem) (*FileSystem, error) {
 	paths, err := pathsOf(r.Nodes, nodes)
 	if err != nil {
 		return nil, err
+	}
+	for id, all := range unlinkedPaths(fs) {
+		paths[id] = all
 	}
 	out := &FileSystem{Type: fs.Type, Source: fs.Source, Options: fs.Options, Mounts: fs.Mounts}
 	for id, all := range paths {
@@ -61,6 +65,51 @@ func placeholderOf(fs *FileSystem) (*FileSystem, error) {
 	}
 	out.Nodes = unique
 	return out, checkNodes(out)
+}
+
+// unlinkedPaths are where a placeholder has the files without a name, by node:
+// where the images look for them ([namer.name]). Of one whose directory nobody
+// knows that is the mount point, so any of them.
+func unlinkedPaths(fs *FileSystem) map[uint64][]string {
+	all := make(map[uint64][]string)
+	for id, p := range fs.Record.UnlinkedPaths() {
+		all[id] = []string{p}
+		if hadName(fs.Record, id) {
+			continue
+		}
+		for _, m := range fs.Mounts {
+			if at := path.Join(string(m.Root), path.Base(p)); at != p {
+				all[id] = append(all[id], at)
+			}
+		}
+	}
+	return all
+}
+
+// checkUnlinked says which file without a name can't be brought along when those
+// who have it open are swapped, which makes it anew: see package swap.
+func checkUnlinked(fs *FileSystem) error {
+	paths := fs.Record.UnlinkedPaths()
+	for i := range fs.Record.Nodes {
+		n := &fs.Record.Nodes[i]
+		if !n.Unlinked {
+			continue
+		}
+		what := ""
+		switch {
+		case n.Attr.Mode&unix.S_IFMT == unix.S_IFDIR:
+			what = "is a directory that was removed"
+		case n.Attr.Mode&unix.S_IFMT != unix.S_IFREG:
+			what = "was removed, and is no regular file"
+		case n.Attr.Nlink > 0:
+			what = fmt.Sprintf("was removed, and has %d other names (hard links), which nobody tells", n.Attr.Nlink)
+		default:
+			continue
+		}
+		return fmt.Errorf("%s, which is in use on %s, %s: --strategy swap can't bring it along; --strategy handover can",
+			strings.TrimPrefix(paths[n.ID], "/"), fs.Mounts[0].Point, what)
+	}
+	return nil
 }
 
 // maxPaths bounds how many names a placeholder is made of.

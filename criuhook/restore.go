@@ -38,6 +38,7 @@ type RestoreOptions struct {
 	Detach   bool   // do not wait for the tree's root
 	Strategy string // empty: StrategyHandover where a daemon is in the images, else StrategySwap
 	Mounts   []MountCommand
+	Init     []InitChange  // of what daemons in the images had negotiated
 	Timeout  time.Duration // of each mount command with its swap; 0: a minute
 	CRIU     string        // as in DumpOptions
 	Extra    []string
@@ -169,6 +170,9 @@ func (r *restore) prepare() (err error) {
 	if err := r.checkMounts(); err != nil {
 		return err
 	}
+	if err := r.changeInit(); err != nil {
+		return err
+	}
 	if r.criu, err = findCRIU(r.o.CRIU); err != nil {
 		return err
 	}
@@ -208,6 +212,13 @@ func (r *restore) checkStrategy() error {
 			"this tree's daemons were outside of it: use --strategy swap"))
 	case r.o.Strategy == StrategySwap && served != nil && r.o.Swap == nil:
 		return errors.New("--strategy swap needs a swapper")
+	}
+	for i := range r.manifest.FileSystems {
+		if fs := &r.manifest.FileSystems[i]; r.o.Strategy == StrategySwap && fs.Record != nil {
+			if err := checkUnlinked(fs); err != nil {
+				return exit.Refuse(err)
+			}
+		}
 	}
 	return nil
 }
@@ -357,7 +368,7 @@ func (r *restore) runCRIU(ctx context.Context) error {
 		return err
 	}
 	defer done()
-	hooks := &restoreHooks{criu: r.criu, dir: r.dir, ctx: ctx, stubs: r.stubs, adopted: r.adopted, timeout: r.o.Timeout}
+	hooks := &restoreHooks{criu: r.criu, dir: r.dir, ctx: ctx, restore: r}
 	err = r.criu.do(func(c *criu.Criu) error { return c.Restore(request, hooks) })
 	r.pid = hooks.pid
 	switch {
@@ -375,9 +386,7 @@ type restoreHooks struct {
 	criu    *program
 	dir     *os.File
 	ctx     context.Context
-	stubs   []*stub
-	adopted []*adopted
-	timeout time.Duration
+	restore *restore
 	pid     int
 	err     error
 }
@@ -392,9 +401,9 @@ func (h *restoreHooks) PreRestore() error {
 // CRIU kills them when it fails (cr-restore.c: restore_root_task).
 func (h *restoreHooks) PostRestore(pid int32) error {
 	h.pid = int(pid)
-	h.err = shutAll(h.ctx, h.stubs)
+	h.err = shutAll(h.ctx, h.restore.stubs)
 	if h.err == nil {
-		h.err = handOver(h.ctx, h.adopted, h.timeout)
+		h.err = h.restore.handOver(h.ctx)
 	}
 	return h.err
 }

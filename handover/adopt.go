@@ -34,8 +34,8 @@ type Adopted struct {
 	devices []*os.File
 	pins    []pin
 	stand   *standIn
-	handed  bool       // nobody but the daemon answers
-	unused  []*os.File // open on handles that nobody took
+	handed  bool     // nobody but the daemon answers
+	unused  []unused // open on handles that nobody took
 }
 
 // Adopt makes a connection like the recorded one and mounts it, attached
@@ -186,6 +186,10 @@ func (a *Adopted) Dev() uint64 { return a.conn.Dev() }
 // They are a's.
 func (a *Adopted) Devices() []*os.File { return a.devices }
 
+// Reduced are the INIT flags that the daemon had, that it does well without, and
+// that this kernel does not offer.
+func (a *Adopted) Reduced() uint64 { return a.stand.reduced }
+
 // Failed is closed when something was asked for that the stand-in can't
 // answer: what is being restored would not be what was dumped. [Adopted.Err]
 // says what it was.
@@ -217,8 +221,8 @@ func (a *Adopted) Close(ctx context.Context) error {
 	closed := make(chan struct{})
 	go func() {
 		defer close(closed)
-		for _, f := range a.unused {
-			f.Close() // an answer of the daemon's to FLUSH is not for us
+		for _, u := range a.unused {
+			u.file.Close() // an answer of the daemon's to FLUSH is not for us
 		}
 		for _, p := range a.pins {
 			p.file.Close()

@@ -70,6 +70,12 @@ func (a *Adopted) handOver(ctx context.Context) error {
 	return s.end()
 }
 
+// unused is a file open on a handle that nobody took.
+type unused struct {
+	node uint64
+	file *os.File
+}
+
 // openUnused opens a file on each handle that nothing restored has taken, to
 // be closed when the daemon runs: it has them open, and must be told that
 // nobody has any more.
@@ -110,7 +116,7 @@ func (a *Adopted) openUnused() error {
 		if err != nil {
 			return fmt.Errorf("opening node %d for handle %#x, which nobody has: %w", h.Node, h.FH, err)
 		}
-		a.unused = append(a.unused, f)
+		a.unused = append(a.unused, unused{h.Node, f})
 		if unasked {
 			return fmt.Errorf("opening node %d for handle %#x, which nobody has: the kernel did not ask for it", h.Node, h.FH)
 		}

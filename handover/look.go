@@ -14,6 +14,7 @@ import (
 	"spfs/internal/bytetext"
 	"spfs/internal/devfuse"
 	"spfs/internal/eintr"
+	"spfs/internal/fuseinit"
 	"spfs/internal/fusestate"
 	"spfs/internal/mounts"
 )
@@ -627,7 +628,7 @@ func initOf(state *fusestate.State, conn uint64) Init {
 		return Init{}
 	}
 	return Init{
-		Known: true, Major: 7, Minor: c.Minor, MaxReadahead: uint32(min(c.MaxReadahead, maxMessage)), Flags: c.Flags,
+		Known: true, Major: 7, Minor: c.Minor, MaxReadahead: uint32(min(c.MaxReadahead, fuseinit.MaxMessage)), Flags: c.Flags,
 		MaxBackground: uint16(c.MaxBackground), CongestionThreshold: uint16(c.CongestionThreshold),
 		MaxWrite: c.MaxWrite, TimeGran: c.TimeGran, MaxPages: uint16(c.MaxPages), MaxStackDepth: c.MaxStackDepth,
 		Unsupported: c.Unsupported,

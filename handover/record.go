@@ -2,6 +2,7 @@ package handover
 
 import (
 	"spfs/internal/bytetext"
+	"spfs/internal/fuseinit"
 )
 
 // Record is what is remembered of one FUSE connection.
@@ -31,26 +32,7 @@ type Device struct {
 }
 
 // Init is what kernel and daemon had agreed on by FUSE_INIT.
-type Init struct {
-	// Known tells that it was read from the kernel. Otherwise only what the
-	// mount itself shows is here.
-	Known bool `json:"known"`
-
-	Major               uint32 `json:"major"`
-	Minor               uint32 `json:"minor"`
-	MaxReadahead        uint32 `json:"max_readahead"`
-	Flags               uint64 `json:"flags"` // FUSE_ASYNC_READ …, flags2 in the upper half
-	MaxBackground       uint16 `json:"max_background"`
-	CongestionThreshold uint16 `json:"congestion_threshold"`
-	MaxWrite            uint32 `json:"max_write"`
-	TimeGran            uint32 `json:"time_gran"`
-	MaxPages            uint16 `json:"max_pages"`
-	MaxStackDepth       uint32 `json:"max_stack_depth,omitempty"`
-
-	// Unsupported are the operations that the daemon has answered with
-	// ENOSYS, one bit an opcode: the kernel does not ask for them again.
-	Unsupported uint64 `json:"unsupported,omitempty"`
-}
+type Init = fuseinit.Terms
 
 // Options are those of the superblock.
 type Options struct {

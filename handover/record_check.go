@@ -57,7 +57,7 @@ func (r *Record) check() error {
 	if err := r.Options.check(); err != nil {
 		return err
 	}
-	if err := r.Init.check(); err != nil {
+	if err := r.Init.Check(); err != nil {
 		return err
 	}
 	nodes := make(map[uint64]*Node, len(r.Nodes))
@@ -124,20 +124,6 @@ func (o *Options) check() error {
 	case unix.S_IFDIR, unix.S_IFREG, unix.S_IFLNK:
 	default:
 		return fmt.Errorf("a root of mode %o", o.RootMode)
-	}
-	return nil
-}
-
-// maxMessage bounds max_write and max_readahead: 64 KiB pages (fs/fuse
-// allows max_pages of 16 bits).
-const maxMessage = 1 << 28
-
-func (i *Init) check() error {
-	if i.MaxWrite > maxMessage || i.MaxReadahead > maxMessage || i.TimeGran > 1e9 || i.MaxStackDepth > 2 {
-		return errors.New("what was negotiated is out of range")
-	}
-	if i.Known && i.Major != 7 {
-		return fmt.Errorf("protocol version %d", i.Major)
 	}
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"spfs/internal/fusedev"
+	"spfs/internal/fuseinit"
 )
 
 // standIn answers a connection out of a record, in place of a daemon that
@@ -34,6 +35,7 @@ type standIn struct {
 	err     error         // why it failed
 	initErr error         // why INIT was refused
 	offered uint64        // what the kernel offered at INIT
+	reduced uint64        // what of the daemon's it did not, without harm
 	changed chan struct{} // closed and made anew when something below changes
 
 	nodes     map[uint64]*known
@@ -95,7 +97,7 @@ func (s *standIn) start() error {
 	if !s.rec.Init.Known {
 		size = unknownMaxWrite
 		if s.restore {
-			size = plainMaxWrite
+			size = fuseinit.PlainMaxWrite
 		}
 	}
 	ended := make(chan struct{})

@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"spfs/internal/fusedev"
+	"spfs/internal/fuseinit"
 )
 
 // open gives a handle: the recorded one that the thread came for, or one that
@@ -95,7 +96,7 @@ func (s *standIn) read(req fusedev.Request, k *known) func() {
 	if offset >= k.Attr.Size {
 		return s.data(req, nil)
 	}
-	size = min(size, k.Attr.Size-offset, maxMessage)
+	size = min(size, k.Attr.Size-offset, fuseinit.MaxMessage)
 	if !s.restore && !k.covered(offset, size) {
 		return s.errno(req, unix.EIO)
 	}

@@ -9,15 +9,9 @@ import (
 	"spfs/internal/fusedev"
 )
 
-// outHeaderSize is the size of struct fuse_out_header.
-const outHeaderSize = 16
-
 // answer sends success and what belongs to it.
 func (s *standIn) answer(req fusedev.Request, data []byte) {
-	b := make([]byte, outHeaderSize, outHeaderSize+len(data))
-	*(*uint32)(unsafe.Pointer(&b[0])) = uint32(outHeaderSize + len(data))
-	*(*uint64)(unsafe.Pointer(&b[8])) = req.Unique()
-	if err := s.conn.Write(append(b, data...)); err != nil {
+	if err := s.conn.Reply(req, data); err != nil {
 		s.fail(err)
 	}
 }

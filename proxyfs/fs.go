@@ -46,6 +46,7 @@ type FS struct {
 	open      int // descriptors held by nodes
 	positions map[string]map[uint64]string
 	lost      []LostLock
+	parked    []*os.File // of Deleted, to be closed
 
 	handlesMu  sync.RWMutex
 	handles    map[uint64]*handle
@@ -147,6 +148,7 @@ func (f *FS) Close() error {
 	f.rootRead, f.open = -1, 0
 	f.nodes, f.byFile = map[uint64]*node{}, map[fileID]*node{}
 	f.mu.Unlock()
+	f.unpark()
 	return closeAll(fds)
 }
 

@@ -68,6 +68,7 @@ func (f *FS) Retarget(dir *os.File) error {
 
 	closed := make(chan struct{})
 	go func() {
+		f.unpark()
 		closeAll(fds) // their errors were due when programs closed or synced
 		close(closed)
 	}()

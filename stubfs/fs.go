@@ -27,6 +27,13 @@ type Target interface {
 	// included. If it fails, the target is as it was.
 	Retarget(dir *os.File) error
 
+	// Deleted takes the name from the node at path, and puts another file in
+	// its place, which it keeps open for as long as the node is used. The files
+	// are the target's from then on. It is called only while no request runs,
+	// FORGET included.
+	// It returns the node, 0 if there is none, and where it had its name.
+	Deleted(path string, file *os.File, open []*os.File) (node, parent uint64, base string, err error)
+
 	// Nodes lists the node ids that the kernel knows.
 	Nodes() []uint64
 
@@ -43,6 +50,7 @@ type Conn interface {
 	Answer(unique uint64, errno unix.Errno) error
 	InvalidateAttr(node uint64) error
 	InvalidateData(node uint64, offset, size int64) error
+	DeleteEntry(parent, child uint64, name string) error
 }
 
 // FS serves a connection through the gate. It begins shut, onto nothing.

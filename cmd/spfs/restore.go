@@ -14,7 +14,7 @@ import (
 var restoreCommand = &cli.Command{
 	Name:      "restore",
 	Usage:     "restore a checkpointed tree before its FUSE file systems are there",
-	UsageText: "spfs restore --images-dir DIR [--detach] [--mount MOUNTPOINT='COMMAND']… [--timeout TIME] [--criu PATH] [-- CRIU OPTIONS]",
+	UsageText: "spfs restore --images-dir DIR [--detach] [--strategy swap|handover] [--mount MOUNTPOINT='COMMAND']… [--init FLAGS]… [--timeout TIME] [--criu PATH] [-- CRIU OPTIONS]",
 	Description: `The tree comes back on stubs: whoever touches one of its FUSE mounts waits,
 and nothing fails. For each --mount the command is run (by sh -c; "%m" stands
 for the directory where it must mount, "%%" for a percent sign) and the tree is
@@ -22,7 +22,11 @@ moved onto what it mounted. If that fails the tree is there all the same, and
 waits; the exit status is 1.
 
 A file system whose daemon is in the checkpoint needs no --mount: its connection
-is made anew and given to the daemon, and nothing waits.
+is made anew and given to the daemon, and nothing waits. It gets what daemon and
+kernel had negotiated, which --init overrides: for a kernel that offers less, or
+if the dump could not read it. FLAG is added, -FLAG is taken away (the kernel's
+FUSE_…, in small letters), NAME=NUMBER sets minor, max_write, max_readahead,
+max_pages, max_background, congestion_threshold, time_gran or flags as a whole.
 
 A mount without a command stays a stub. Mount its file system anywhere, and
 "spfs-swap run --from STUB --to THERE" moves the tree; the command to type is
@@ -39,6 +43,7 @@ Example:
 		&cli.BoolFlag{Name: "detach", Aliases: []string{"d"}, Usage: "return when the tree runs; print the pid of its root"},
 		&cli.StringFlag{Name: "strategy", Usage: "`HOW`: swap; or handover, which needs the daemon in the checkpoint and is refused without", DefaultText: "handover if a daemon is in the checkpoint, else swap"},
 		&cli.GenericFlag{Name: "mount", Value: new(mountCommands), Usage: "`MOUNTPOINT='COMMAND'`: how to mount what the tree has at MOUNTPOINT; repeatable"},
+		&cli.GenericFlag{Name: "init", Value: new(initChanges), Usage: "`[MOUNTPOINT:]FLAGS`: what a daemon of the checkpoint is to have negotiated instead: async_read,-writeback_cache,max_write=65536 …; repeatable"},
 		&cli.DurationFlag{Name: "timeout", Value: time.Minute, Usage: "give up after `TIME` if a command of --mount has not mounted, or the tree is not moved there"},
 		criuFlag,
 	},
@@ -62,6 +67,21 @@ func (m *mountCommands) Set(s string) error {
 // String implements flag.Value.
 func (m *mountCommands) String() string { return "" }
 
+// initChanges collects the values of --init, which have commas, too.
+type initChanges []criuhook.InitChange
+
+// Set implements flag.Value.
+func (i *initChanges) Set(s string) error {
+	one, err := criuhook.ParseInitChange(s)
+	if err == nil {
+		*i = append(*i, one)
+	}
+	return err
+}
+
+// String implements flag.Value.
+func (i *initChanges) String() string { return "" }
+
 func restore(c *cli.Context) error {
 	if c.String("images-dir") == "" {
 		return exit.Usage("--images-dir DIR is needed")
@@ -75,6 +95,7 @@ func restore(c *cli.Context) error {
 		Detach:   c.Bool("detach"),
 		Strategy: c.String("strategy"),
 		Mounts:   *c.Generic("mount").(*mountCommands),
+		Init:     *c.Generic("init").(*initChanges),
 		Timeout:  c.Duration("timeout"),
 		CRIU:     c.String("criu"),
 		Extra:    c.Args().Slice(),

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"spfs/internal/bytetext"
 )
 
 // ErrNotServed says that no running spfs serves a mount.
@@ -42,7 +44,7 @@ func (c *Client) Close() error { return c.conn.Close() }
 
 // Status says what the mount is doing.
 func (c *Client) Status(ctx context.Context) (*Status, error) {
-	r, err := c.ask(ctx, request{Command: cmdStatus}, nil)
+	r, err := c.ask(ctx, request{Command: cmdStatus})
 	if err != nil {
 		return nil, err
 	}
@@ -57,7 +59,7 @@ func (c *Client) Status(ctx context.Context) (*Status, error) {
 // ctx ends first, nothing has changed when it returns, unless the daemon does
 // not answer at all.
 func (c *Client) Stub(ctx context.Context) error {
-	_, err := c.ask(ctx, request{Command: cmdStub}, nil)
+	_, err := c.ask(ctx, request{Command: cmdStub})
 	return err
 }
 
@@ -66,6 +68,17 @@ func (c *Client) Stub(ctx context.Context) error {
 // by name.
 func (c *Client) Proxy(ctx context.Context, dir *os.File) error {
 	_, err := c.ask(ctx, request{Command: cmdProxy}, dir)
+	return err
+}
+
+// Deleted makes the file at path, below the mount, one that is deleted while it
+// is open. From now on file is in its place, and each of open in that of one time
+// that it is open, for the same access; those that one message does not hold are
+// left out, and file is opened again for them. All of them stay the caller's.
+// Only a mount that is a stub, and that nobody has used since, can do it.
+func (c *Client) Deleted(ctx context.Context, path string, file *os.File, open []*os.File) error {
+	all := append([]*os.File{file}, open...)
+	_, err := c.ask(ctx, request{Command: cmdDeleted, Path: bytetext.Text(path)}, all[:min(len(all), maxFDs)]...)
 	return err
 }
 
@@ -78,7 +91,7 @@ func (c *Client) Shutdown(ctx context.Context) error { return c.umount(ctx, fals
 func (c *Client) ForceShutdown(ctx context.Context) error { return c.umount(ctx, true) }
 
 func (c *Client) umount(ctx context.Context, force bool) error {
-	if _, err := c.ask(ctx, request{Command: cmdUmount, Force: force}, nil); err != nil {
+	if _, err := c.ask(ctx, request{Command: cmdUmount, Force: force}); err != nil {
 		return err
 	}
 	// The daemon removes its socket, then hangs up (Listener.Close).
@@ -90,13 +103,13 @@ func (c *Client) umount(ctx context.Context, force bool) error {
 	return nil
 }
 
-func (c *Client) ask(ctx context.Context, r request, fd *os.File) (*reply, error) {
+func (c *Client) ask(ctx context.Context, r request, files ...*os.File) (*reply, error) {
 	if err := context.Cause(ctx); err != nil {
 		return nil, fmt.Errorf("asking the mount's daemon for %s: %w", r.Command, err)
 	}
 	stop := context.AfterFunc(ctx, c.giveUp)
 	defer stop()
-	a, err := c.exchange(r, fd)
+	a, err := c.exchange(r, files)
 	if err == nil {
 		err = a.err()
 		if err == nil || ctx.Err() == nil || errors.Is(err, ErrRefused) {
@@ -120,14 +133,18 @@ func (c *Client) giveUp() {
 	c.conn.SetDeadline(time.Now().Add(lastWord))
 }
 
-func (c *Client) exchange(r request, fd *os.File) (*reply, error) {
+func (c *Client) exchange(r request, files []*os.File) (*reply, error) {
 	b, err := json.Marshal(r)
 	if err != nil {
 		return nil, err
 	}
 	var oob []byte
-	if fd != nil {
-		oob = unix.UnixRights(int(fd.Fd()))
+	if len(files) > 0 {
+		fds := make([]int, len(files))
+		for i, f := range files {
+			fds[i] = int(f.Fd())
+		}
+		oob = unix.UnixRights(fds...)
 	}
 	if _, _, err := c.conn.WriteMsgUnix(append(b, '\n'), oob, nil); err != nil {
 		return nil, err

@@ -8,6 +8,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -29,6 +31,7 @@ type fake struct {
 	proxied string // content of the file "name" in the last directory
 	err     error  // of Umount
 	forced  bool
+	deleted []string // path, and the contents of what is in its place
 }
 
 func (f *fake) Status() *Status { return &f.status }
@@ -57,6 +60,22 @@ func (f *fake) Proxy(_ context.Context, dir *os.File) error {
 	defer f.mu.Unlock()
 	f.proxied = string(b)
 	return err
+}
+
+func (f *fake) Deleted(_ context.Context, path string, file *os.File, open []*os.File) error {
+	defer closeAll(append(open, file))
+	var content []string
+	for _, one := range append([]*os.File{file}, open...) {
+		b, err := io.ReadAll(one)
+		if err != nil {
+			return err
+		}
+		content = append(content, string(b))
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.deleted = append([]string{path}, content...)
+	return f.err
 }
 
 func (f *fake) Umount(_ context.Context, force bool) error {
@@ -150,6 +169,37 @@ func TestDirectoryTravelsAsADescriptor(t *testing.T) {
 			t.Errorf("read %q, want %q", got, content)
 		}
 		dir.Close()
+	}
+}
+
+func TestDeletedFilesTravelAsDescriptors(t *testing.T) {
+	f := &fake{}
+	_, c := listen(t, f)
+	var files []*os.File
+	want := []string{"dir/na\xffme"}
+	for i := range maxFDs + 3 { // more than one message holds
+		path := filepath.Join(t.TempDir(), "file")
+		content := strconv.Itoa(i)
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		file, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer file.Close()
+		files = append(files, file)
+		if i < maxFDs {
+			want = append(want, content)
+		}
+	}
+	if err := c.Deleted(within(t), want[0], files[0], files[1:]); err != nil {
+		t.Fatal(err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !slices.Equal(f.deleted, want) {
+		t.Errorf("got %q, want %q", f.deleted, want)
 	}
 }
 
@@ -302,6 +352,7 @@ func TestLongOrWrongLinesAreAnsweredWithAnError(t *testing.T) {
 		"no JSON":       "hello\n",
 		"no command":    "{}\n",
 		"no descriptor": `{"command":"proxy"}` + "\n",
+		"no file":       `{"command":"deleted","path":"a"}` + "\n",
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, c := listen(t, &fake{})

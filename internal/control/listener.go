@@ -22,6 +22,9 @@ type Handler interface {
 	Stub(context.Context) error
 	// Proxy forwards to a directory, which is the caller's to close.
 	Proxy(ctx context.Context, dir *os.File) error
+	// Deleted makes a file one that is deleted, while it is open. The
+	// descriptors are the handler's to close, also if it fails.
+	Deleted(ctx context.Context, path string, file *os.File, open []*os.File) error
 	// Umount takes the mount away, in use or not if force. The daemon's end
 	// follows.
 	Umount(ctx context.Context, force bool) error
@@ -155,13 +158,13 @@ func (l *Listener) serve(c *net.UnixConn) {
 		}
 	}()
 	for m := range in {
-		var answer reply
+		answer := reply{}
 		if m.err != nil {
 			answer.Error = m.err.Error()
+			closeAll(m.fds)
 		} else {
 			answer = l.answer(ctx, m.line, m.fds)
 		}
-		closeAll(m.fds)
 		b, err := json.Marshal(answer)
 		if err != nil {
 			return
@@ -175,7 +178,11 @@ func (l *Listener) serve(c *net.UnixConn) {
 func (l *Listener) answer(ctx context.Context, line []byte, fds []*os.File) reply {
 	req, err := parseRequest(line, len(fds))
 	if err != nil {
+		closeAll(fds)
 		return reply{Error: err.Error()}
+	}
+	if req.Command != cmdDeleted {
+		defer closeAll(fds)
 	}
 	var a reply
 	switch req.Command {
@@ -185,6 +192,8 @@ func (l *Listener) answer(ctx context.Context, line []byte, fds []*os.File) repl
 		err = l.handler.Stub(ctx)
 	case cmdProxy:
 		err = l.handler.Proxy(ctx, fds[0])
+	case cmdDeleted:
+		err = l.handler.Deleted(ctx, string(req.Path), fds[0], fds[1:])
 	case cmdUmount:
 		err = l.handler.Umount(ctx, req.Force)
 	}
@@ -222,9 +231,9 @@ type lineReader struct {
 	fds  []*os.File
 }
 
-// maxFDs is how many descriptors one message may bring; the kernel closes
-// what does not fit.
-const maxFDs = 4
+// maxFDs is how many descriptors one message may bring, as many as the kernel
+// lets through in one (include/net/scm.h SCM_MAX_FD); it closes what does not fit.
+const maxFDs = 253
 
 func (r *lineReader) read() ([]byte, []*os.File, error) {
 	oob := make([]byte, unix.CmsgSpace(maxFDs*4))

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"spfs/internal/bytetext"
 )
 
 // Status is what a mount is doing.
@@ -48,12 +50,16 @@ const (
 	cmdStub   command = "stub"
 	cmdProxy  command = "proxy" // with a descriptor
 	cmdUmount command = "umount"
+	// with a descriptor of the file, and those of what it is open by
+	cmdDeleted command = "deleted"
 )
 
 // request is one line to a daemon.
 type request struct {
 	Command command `json:"command"`
 	Force   bool    `json:"force,omitempty"` // of umount: though it is in use
+
+	Path bytetext.Text `json:"path,omitempty"` // of deleted: below the mount
 }
 
 // reply is one line from a daemon.
@@ -65,7 +71,8 @@ type reply struct {
 
 // Bounds of a line, in bytes. A reply lists every request held.
 const (
-	maxRequest = 4 << 10
+	maxRequest = 32 << 10 // a path may be four times its length: bytetext
+	maxPath    = 4 << 10
 	maxReply   = 256 << 20
 )
 
@@ -76,16 +83,21 @@ func parseRequest(line []byte, fds int) (request, error) {
 	if err := json.Unmarshal(line, &r); err != nil {
 		return request{}, fmt.Errorf("request is not understood: %w", err)
 	}
-	want := 0
+	least, most := 0, 0
 	switch r.Command {
 	case cmdStatus, cmdStub, cmdUmount:
 	case cmdProxy:
-		want = 1
+		least, most = 1, 1
+	case cmdDeleted:
+		least, most = 1, maxFDs
+		if r.Path == "" || len(r.Path) > maxPath {
+			return request{}, fmt.Errorf("%s takes a path", r.Command)
+		}
 	default:
 		return request{}, fmt.Errorf("unknown command %q", r.Command)
 	}
-	if fds != want {
-		return request{}, fmt.Errorf("%s takes %d descriptors, not %d", r.Command, want, fds)
+	if fds < least || fds > most {
+		return request{}, fmt.Errorf("%s takes %d to %d descriptors, not %d", r.Command, least, most, fds)
 	}
 	return r, nil
 }

@@ -80,6 +80,14 @@ func (m *mounted) Proxy(ctx context.Context, dir *os.File) error {
 	return nil
 }
 
+// Deleted makes a file one that is deleted while it is open.
+func (m *mounted) Deleted(ctx context.Context, path string, file *os.File, open []*os.File) error {
+	if err := m.fs.Deleted(ctx, path, file, open); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
 // changed takes note of a new mode, and of its directory if it has one.
 func (m *mounted) changed(dir string) {
 	m.mu.Lock()

@@ -12,6 +12,7 @@ import (
 const (
 	notifyInvalInode = 2
 	notifyInvalEntry = 3
+	notifyDelete     = 6
 	notifyResend     = 7
 )
 
@@ -68,6 +69,26 @@ func (c *Conn) invalEntry(parent uint64, name string, flags uint32) error {
 	size := int(unsafe.Sizeof(n))
 	n.Len = uint32(size + len(name) + 1)
 	n.Error = notifyInvalEntry
+	b := make([]byte, 0, n.Len)
+	b = append(b, unsafe.Slice((*byte)(unsafe.Pointer(&n)), size)...)
+	b = append(b, name...)
+	return c.Write(append(b, 0))
+}
+
+// DeleteEntry makes the kernel take the name in the directory parent from the
+// node child, as unlink(2) does: who has it open sees it as deleted, and with no
+// link (fs/fuse/dir.c fuse_reverse_inval_entry: clear_nlink, d_delete). It waits
+// for those who are in the directory just now.
+func (c *Conn) DeleteEntry(parent, child uint64, name string) error {
+	n := struct {
+		outHeader
+		Parent, Child uint64
+		NameLen       uint32
+		_             uint32
+	}{Parent: parent, Child: child, NameLen: uint32(len(name))}
+	size := int(unsafe.Sizeof(n))
+	n.Len = uint32(size + len(name) + 1)
+	n.Error = notifyDelete
 	b := make([]byte, 0, n.Len)
 	b = append(b, unsafe.Slice((*byte)(unsafe.Pointer(&n)), size)...)
 	b = append(b, name...)

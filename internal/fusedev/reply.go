@@ -21,6 +21,14 @@ func (c *Conn) Write(answer []byte) error {
 	return c.written(unix.Write(c.fd, answer))
 }
 
+// Reply answers a request with success and what belongs to it.
+func (c *Conn) Reply(req Request, data []byte) error {
+	h := outHeader{Len: uint32(readHeader + len(data)), Unique: req.Unique()}
+	b := make([]byte, 0, h.Len)
+	b = append(b, unsafe.Slice((*byte)(unsafe.Pointer(&h)), readHeader)...)
+	return c.Write(append(b, data...))
+}
+
 // Answer answers the request of that number with errno, or with plain success
 // if errno is 0, and no data.
 func (c *Conn) Answer(unique uint64, errno unix.Errno) error {

@@ -195,7 +195,7 @@ func (p *Pod) findCounter() {
 			return
 		}
 	}
-	p.t.Fatalf("no counter in the pod: its processes are %v", Tree(p.PID))
+	p.t.Fatalf("no counter in the pod: its processes are %v; it says: %s", Tree(p.PID), p.Log())
 }
 
 // Daemon is the pid of the pod's FUSE daemon.
