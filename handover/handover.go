@@ -7,9 +7,9 @@ import (
 	"os"
 	"runtime"
 
-	"spfs/internal/eintr"
-
 	"golang.org/x/sys/unix"
+
+	"spfs/internal/eintr"
 )
 
 // HandOver is called when everything that is restored is open and nothing of

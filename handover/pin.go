@@ -6,9 +6,9 @@ import (
 	"os"
 	"slices"
 
-	"spfs/internal/eintr"
-
 	"golang.org/x/sys/unix"
+
+	"spfs/internal/eintr"
 )
 
 // pin keeps the kernel from forgetting a node, and is where its names are

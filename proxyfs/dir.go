@@ -3,10 +3,10 @@ package proxyfs
 import (
 	"sync"
 
-	"spfs/internal/eintr"
-
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"spfs/internal/eintr"
 )
 
 // OpenDir opens a directory.

@@ -3,9 +3,9 @@ package proxyfs
 import (
 	"bytes"
 
-	"spfs/internal/eintr"
-
 	"golang.org/x/sys/unix"
+
+	"spfs/internal/eintr"
 )
 
 // findLocked opens n.fd, or some directory on the way to it; the caller calls

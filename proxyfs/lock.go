@@ -3,10 +3,10 @@ package proxyfs
 import (
 	"time"
 
-	"spfs/internal/eintr"
-
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"spfs/internal/eintr"
 )
 
 // GetLk tells who keeps a lock from being taken. The process is known if it

@@ -3,9 +3,9 @@ package proxyfs
 import (
 	"sync"
 
-	"spfs/internal/eintr"
-
 	"golang.org/x/sys/unix"
+
+	"spfs/internal/eintr"
 )
 
 // lockTable is what programs have locked of one file by fcntl(2), owner by

@@ -6,9 +6,9 @@ import (
 	"os"
 	"time"
 
-	"spfs/internal/eintr"
-
 	"golang.org/x/sys/unix"
+
+	"spfs/internal/eintr"
 )
 
 // LostLock is a lock that a program believes to hold, but could not be taken

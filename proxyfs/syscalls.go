@@ -7,10 +7,10 @@ import (
 	"strconv"
 	"syscall"
 
-	"spfs/internal/eintr"
-
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"spfs/internal/eintr"
 )
 
 func openat(dir int, name string, flags int, mode uint32) (fd int, err error) {

@@ -3,10 +3,10 @@ package proxyfs
 import (
 	"bytes"
 
-	"spfs/internal/eintr"
-
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"spfs/internal/eintr"
 )
 
 // GetXAttr reads an extended attribute into dest, or says how large it is.

@@ -5,9 +5,9 @@ import (
 	"fmt"
 	"os"
 
-	"spfs/internal/eintr"
-
 	"golang.org/x/sys/unix"
+
+	"spfs/internal/eintr"
 )
 
 // fifo is a named pipe on the old file system that somebody has open: an inode

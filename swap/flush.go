@@ -8,10 +8,10 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"spfs/internal/eintr"
-
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"spfs/internal/eintr"
 )
 
 // flusher writes back what processes wrote through the old mount and its

@@ -4,9 +4,9 @@ import (
 	"fmt"
 	"os"
 
-	"spfs/internal/eintr"
-
 	"golang.org/x/sys/unix"
+
+	"spfs/internal/eintr"
 )
 
 // check compares the old file with its replacement, where that has not been

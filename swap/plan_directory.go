@@ -7,9 +7,9 @@ import (
 	"fmt"
 	"os"
 
-	"spfs/internal/eintr"
-
 	"golang.org/x/sys/unix"
+
+	"spfs/internal/eintr"
 )
 
 // placeInDirectory finds the position in the new directory that the old

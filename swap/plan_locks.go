@@ -8,10 +8,10 @@ import (
 	"runtime"
 	"strings"
 
-	"spfs/internal/eintr"
-
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"spfs/internal/eintr"
 )
 
 // askLocks asks the old file system for record locks that it keeps itself: a

@@ -6,9 +6,9 @@ import (
 	"strconv"
 	"strings"
 
-	"spfs/internal/eintr"
-
 	"golang.org/x/sys/unix"
+
+	"spfs/internal/eintr"
 )
 
 // Open opens the root of m, which must be visible at its Point in the

@@ -9,9 +9,9 @@ import (
 	"strconv"
 	"unsafe"
 
-	"spfs/internal/eintr"
-
 	"golang.org/x/sys/unix"
+
+	"spfs/internal/eintr"
 )
 
 // Watch holds the mount tables of the whole machine, to look at them again for
