@@ -4,14 +4,13 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"spfs/internal/devfuse"
 	"spfs/internal/freezer"
 	"spfs/internal/fusestate"
+	"spfs/internal/mounts"
 )
 
 // CRIU takes long to begin: it finds out what the kernel can do. So it is started
@@ -70,15 +69,14 @@ func filesOf(pids []int, served map[uint64]bool) ([]string, error) {
 			continue // it has ended
 		}
 		known[ns] = true
-		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", pid))
+		table, err := mounts.Of(pid)
 		if err != nil {
-			return nil, fmt.Errorf("the mounts of %s: %w", describe(pid), err)
+			return nil, err
 		}
-		for line := range strings.Lines(string(text)) {
-			id, dev, ok := mountLine(line)
-			if ok && served[dev] && mounted[id] == 0 {
-				mounted[id] = dev
-				mountsOf[dev] = append(mountsOf[dev], id)
+		for _, m := range table {
+			if served[m.Dev] && mounted[m.ID] == 0 {
+				mounted[m.ID] = m.Dev
+				mountsOf[m.Dev] = append(mountsOf[m.Dev], m.ID)
 			}
 		}
 	}
@@ -98,19 +96,6 @@ func filesOf(pids []int, served map[uint64]bool) ([]string, error) {
 	}
 	slices.Sort(keys)
 	return slices.Compact(keys), nil
-}
-
-// mountLine reads the number and the st_dev of a line of mountinfo.
-func mountLine(line string) (id int, dev uint64, ok bool) {
-	fields := strings.Fields(line)
-	if len(fields) < 3 {
-		return 0, 0, false
-	}
-	major, minor, _ := strings.Cut(fields[2], ":")
-	id, err := strconv.Atoi(fields[0])
-	a, err1 := strconv.ParseUint(major, 10, 32)
-	b, err2 := strconv.ParseUint(minor, 10, 32)
-	return id, unix.Mkdev(uint32(a), uint32(b)), err == nil && err1 == nil && err2 == nil
 }
 
 // takePlaceholders makes placeholders for the devices of a stopped tree, or

@@ -20,13 +20,3 @@ func TestCovers(t *testing.T) {
 		}
 	}
 }
-
-func TestMountLine(t *testing.T) {
-	id, dev, ok := mountLine("163 148 0:57 / /mnt rw,nosuid,nodev - fuse.bindfs /data rw,user_id=0,group_id=0\n")
-	if id != 163 || dev != 57 || !ok {
-		t.Errorf("got %d, %d, %v", id, dev, ok)
-	}
-	if _, _, ok := mountLine("163 148\n"); ok {
-		t.Error("two words are a mount")
-	}
-}

@@ -69,6 +69,20 @@ func (ns *Namespace) Mounts() (Table, error) {
 	return table, nil
 }
 
+// Of lists the mounts that a process sees below its root.
+func Of(pid int) (Table, error) {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/mountinfo", pid))
+	if err != nil {
+		return nil, fmt.Errorf("the mounts of process %d: %w", pid, err)
+	}
+	defer f.Close()
+	table, err := parseTable(f)
+	if err != nil {
+		return nil, fmt.Errorf("the mounts of process %d: %w", pid, err)
+	}
+	return table, nil
+}
+
 // threadMounts lists the mounts below the calling thread's root.
 func threadMounts(proc *os.File) (Table, error) {
 	path := "self/task/" + strconv.Itoa(unix.Gettid()) + "/mountinfo"
