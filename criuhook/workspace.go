@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"spfs/internal/control"
+	"spfs/internal/eintr"
 	"spfs/internal/mounts"
 )
 
@@ -63,12 +64,7 @@ func lockWorkspace(path string, how int) (*workspace, error) {
 	if err != nil {
 		return nil, err
 	}
-	for {
-		if err = unix.Flock(int(dir.Fd()), how); err != unix.EINTR {
-			break
-		}
-	}
-	if err != nil {
+	if err := eintr.Retry(func() error { return unix.Flock(int(dir.Fd()), how) }); err != nil {
 		dir.Close()
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}

@@ -4,6 +4,8 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"spfs/internal/eintr"
 )
 
 // procDir is a directory below /proc held open: while it is, it is of the same
@@ -34,10 +36,7 @@ func (d procDir) read(name string, buf []byte) ([]byte, error) {
 		if len(text) == cap(text) {
 			text = append(text, 0)[:len(text)]
 		}
-		n, err := unix.Read(fd, text[len(text):cap(text)])
-		if err == unix.EINTR {
-			continue
-		}
+		n, err := eintr.Get(func() (int, error) { return unix.Read(fd, text[len(text):cap(text)]) })
 		if err != nil {
 			return nil, err
 		}
@@ -107,10 +106,7 @@ func (d procDir) entries(name string, buf []byte) ([]numbered, error) {
 	defer unix.Close(fd)
 	var found []numbered
 	for {
-		n, err := unix.Getdents(fd, buf)
-		if err == unix.EINTR {
-			continue
-		}
+		n, err := eintr.Get(func() (int, error) { return unix.Getdents(fd, buf) })
 		if err != nil {
 			return nil, err
 		}

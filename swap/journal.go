@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"spfs/internal/eintr"
 	"spfs/internal/fault"
 	"spfs/internal/mounts"
 )
@@ -148,12 +149,7 @@ func openJournal(path string, how int) (*journal, error) {
 }
 
 func lockFile(f *os.File, how int) error {
-	for {
-		err := unix.Flock(int(f.Fd()), how)
-		if !errors.Is(err, unix.EINTR) {
-			return err
-		}
-	}
+	return eintr.Retry(func() error { return unix.Flock(int(f.Fd()), how) })
 }
 
 func (j *journal) file(name string) string { return filepath.Join(j.path, name) }

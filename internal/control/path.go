@@ -8,6 +8,8 @@ import (
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"spfs/internal/eintr"
 )
 
 // defaultDir holds the sockets.
@@ -104,14 +106,8 @@ func secure(d *os.File) error {
 			return fmt.Errorf("chmod of %s: %w", d.Name(), err)
 		}
 	}
-	for {
-		err := unix.Flock(int(d.Fd()), unix.LOCK_EX)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("locking %s: %w", d.Name(), err)
-		}
-		return nil
+	if err := eintr.Retry(func() error { return unix.Flock(int(d.Fd()), unix.LOCK_EX) }); err != nil {
+		return fmt.Errorf("locking %s: %w", d.Name(), err)
 	}
+	return nil
 }

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"spfs/internal/eintr"
 )
 
 // Process is a process all of whose threads are stopped.
@@ -217,10 +219,7 @@ func (p *Process) listTasks(buf []byte) ([]int, error) {
 	}
 	var tids []int
 	for {
-		n, err := unix.Getdents(p.tasks, buf)
-		if err == unix.EINTR {
-			continue
-		}
+		n, err := eintr.Get(func() (int, error) { return unix.Getdents(p.tasks, buf) })
 		if err != nil || n == 0 {
 			return tids, err
 		}

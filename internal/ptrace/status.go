@@ -7,6 +7,8 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"spfs/internal/eintr"
 )
 
 // Status is what /proc/PID/status says of a task and [Process] callers need.
@@ -41,16 +43,14 @@ func readRecord(name string, buf []byte) ([]byte, error) {
 	}
 	defer unix.Close(fd)
 	for {
-		n, err := unix.Pread(fd, buf, 0)
-		switch {
-		case err == unix.EINTR:
-		case err != nil:
+		n, err := eintr.Get(func() (int, error) { return unix.Pread(fd, buf, 0) })
+		if err != nil {
 			return nil, &os.PathError{Op: "read", Path: name, Err: err}
-		case n < len(buf):
-			return buf[:n], nil
-		default:
-			buf = make([]byte, 4*len(buf))
 		}
+		if n < len(buf) {
+			return buf[:n], nil
+		}
+		buf = make([]byte, 4*len(buf))
 	}
 }
 
