@@ -17,7 +17,6 @@ import (
 // a hash, a pointer), so what decides is which names have been read.
 func (o *opener) placeInDirectory(j *opening) {
 	pos, err := int64(0), error(nil)
-	j.got.placed = placed{} // the new directory is read for that
 	switch {
 	case j.pos == 0:
 	case o.plan.asks():
@@ -54,12 +53,13 @@ func prime(j *opening) error {
 	if j.pos == 0 {
 		return nil
 	}
-	fresh := j.got.file
-	if _, err := unix.Seek(int(fresh.Fd()), 0, unix.SEEK_SET); err != nil {
+	fd := int(j.got.file.Fd())
+	j.got.placed = placed{} // its position changes
+	if _, err := unix.Seek(fd, 0, unix.SEEK_SET); err != nil {
 		return fmt.Errorf("its beginning can't be sought on --to: %w", err)
 	}
 	var one [512]byte // an entry, whatever its name
-	if _, err := eintr.Get(func() (int, error) { return unix.Getdents(int(fresh.Fd()), one[:]) }); err != nil {
+	if _, err := eintr.Get(func() (int, error) { return unix.Getdents(fd, one[:]) }); err != nil {
 		return fmt.Errorf("its beginning can't be read on --to: %w", err)
 	}
 	return nil
@@ -70,10 +70,15 @@ func prime(j *opening) error {
 // directory that has been read in part and is then read elsewhere (go-fuse takes
 // that for a reading that was interrupted, and leaves entries out).
 func openToList(j *opening) (*os.File, error) {
-	open := func() (*os.File, error) { return reopen(j.got.file, unix.O_RDONLY|unix.O_DIRECTORY) }
+	return openHereOrAs(j.task, func() (*os.File, error) { return reopen(j.got.file, unix.O_RDONLY|unix.O_DIRECTORY) })
+}
+
+// openHereOrAs calls open, and as openAs does if the file system does not admit
+// us.
+func openHereOrAs(task Task, open func() (*os.File, error)) (*os.File, error) {
 	f, err := open()
 	if errors.Is(err, unix.EACCES) {
-		f, err = openAs(j.task, open)
+		f, err = openAs(task, open)
 	}
 	return f, err
 }
@@ -81,17 +86,13 @@ func openToList(j *opening) (*os.File, error) {
 // placeByNames asks the old directory for the names before j's position.
 func (o *opener) placeByNames(j *opening) (int64, error) {
 	link := fmt.Sprintf("/proc/%d/task/%d/fd/%d", j.ref.PID, j.ref.TID, j.ref.FD)
-	open := func() (*os.File, error) {
+	old, err := openHereOrAs(j.task, func() (*os.File, error) {
 		fd, err := eintr.Get(func() (int, error) { return unix.Open(link, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0) })
 		if err != nil {
 			return nil, fmt.Errorf("open it once more: %w", err)
 		}
 		return os.NewFile(uintptr(fd), link), nil
-	}
-	old, err := open()
-	if errors.Is(err, unix.EACCES) {
-		old, err = openAs(j.task, open)
-	}
+	})
 	if err != nil {
 		return 0, err
 	}
