@@ -8,10 +8,10 @@ import (
 	"strconv"
 	"strings"
 
-	"spfs/internal/proctree"
-
 	criucore "github.com/checkpoint-restore/go-criu/v7/crit/images/criu-core"
 	"github.com/checkpoint-restore/go-criu/v7/crit/images/fdinfo"
+
+	"spfs/internal/proctree"
 )
 
 // The kinds of images that say which process has what open (include/magic.h of

@@ -368,7 +368,7 @@ func (r *restore) runCRIU(ctx context.Context) error {
 		return err
 	}
 	defer done()
-	hooks := &restoreHooks{criu: r.criu, dir: r.dir, ctx: ctx, restore: r}
+	hooks := &restoreHooks{ctx: ctx, restore: r}
 	err = r.criu.do(func(c *criu.Criu) error { return c.Restore(request, hooks) })
 	r.pid = hooks.pid
 	switch {
@@ -383,8 +383,6 @@ func (r *restore) runCRIU(ctx context.Context) error {
 // restoreHooks is called by CRIU, on the way.
 type restoreHooks struct {
 	criu.NoNotify
-	criu    *program
-	dir     *os.File
 	ctx     context.Context
 	restore *restore
 	pid     int
@@ -393,7 +391,7 @@ type restoreHooks struct {
 
 // PreRestore runs when CRIU has begun and has not restored anything yet.
 func (h *restoreHooks) PreRestore() error {
-	h.err = h.criu.check(h.dir, restoreLog)
+	h.err = h.restore.criu.check(h.restore.dir, restoreLog)
 	return h.err
 }
 

@@ -4,9 +4,9 @@ import (
 	"fmt"
 	"os"
 
-	"spfs/handover"
-
 	"golang.org/x/sys/unix"
+
+	"spfs/handover"
 )
 
 // recordServed makes the manifest's part about the file systems that daemons

@@ -25,9 +25,9 @@ type Recovery struct {
 	// locked as it was then, the verdict, the old mount, and those that were to be
 	// attached. Only that journal's run is recovered then. If it is gone, and the
 	// run had committed, all had been done, and what is returned says no more than
-	// that. Without the mounts the new one
-	// is cloned once more from where the user mounted it, and what processes have
-	// open leads to it through another mount, which is attached nowhere.
+	// that. Without the mounts the new one is cloned once more from where the
+	// user mounted it, and what processes have open leads to it through another
+	// mount, which is attached nowhere.
 	Kept []*os.File
 	// ShutGate shuts the gate of the stub that serves the device, which a run
 	// that did not commit had opened, or had been about to.

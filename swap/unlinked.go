@@ -349,14 +349,12 @@ func (f *unlinkedFile) directory() (*os.File, error) {
 
 // openAll opens file, which has the name in place, for all that leads to f.
 func (f *unlinkedFile) openAll(place *os.File, name string, file *os.File) (made []*os.File, err error) {
-	open := func(flags int) (*os.File, error) {
-		once := func() (*os.File, error) {
-			if flags&unix.O_NOFOLLOW != 0 {
-				return openNoFollow(place, name, file, flags)
-			}
-			return reopen(file, flags)
+	open := func(flags int) (again *os.File, err error) {
+		if flags&unix.O_NOFOLLOW != 0 {
+			again, err = openNoFollow(place, name, file, flags)
+		} else {
+			again, err = reopen(file, flags)
 		}
-		again, err := once()
 		if err == nil {
 			made = append(made, again)
 		}

@@ -7,9 +7,9 @@ import (
 	"path/filepath"
 	"testing"
 
-	"spfs/test/rig"
-
 	"golang.org/x/sys/unix"
+
+	"spfs/test/rig"
 )
 
 func TestCopyFile(t *testing.T) {

@@ -147,7 +147,8 @@ func (v *victims) untouched(what string) {
 }
 
 // side returns the file system that all processes are on, once it is one: after
-// the verdict each changes over by itself, also when the swapper is dead.
+// the verdict each changes over by itself, also when the swapper is dead. That
+// it has, nothing but /proc tells, which has no event.
 func (v *victims) side(what string) (dev uint64) {
 	v.t.Helper()
 	var mixed string

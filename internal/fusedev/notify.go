@@ -3,6 +3,7 @@ package fusedev
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -66,13 +67,9 @@ func (c *Conn) invalEntry(parent uint64, name string, flags uint32) error {
 		NameLen uint32
 		Flags   uint32
 	}{Parent: parent, NameLen: uint32(len(name)), Flags: flags}
-	size := int(unsafe.Sizeof(n))
-	n.Len = uint32(size + len(name) + 1)
+	n.Len = uint32(int(unsafe.Sizeof(n)) + len(name) + 1)
 	n.Error = notifyInvalEntry
-	b := make([]byte, 0, n.Len)
-	b = append(b, unsafe.Slice((*byte)(unsafe.Pointer(&n)), size)...)
-	b = append(b, name...)
-	return c.Write(append(b, 0))
+	return c.Write(slices.Concat(unsafe.Slice((*byte)(unsafe.Pointer(&n)), unsafe.Sizeof(n)), []byte(name), []byte{0}))
 }
 
 // DeleteEntry makes the kernel take the name in the directory parent from the
@@ -86,13 +83,9 @@ func (c *Conn) DeleteEntry(parent, child uint64, name string) error {
 		NameLen       uint32
 		_             uint32
 	}{Parent: parent, Child: child, NameLen: uint32(len(name))}
-	size := int(unsafe.Sizeof(n))
-	n.Len = uint32(size + len(name) + 1)
+	n.Len = uint32(int(unsafe.Sizeof(n)) + len(name) + 1)
 	n.Error = notifyDelete
-	b := make([]byte, 0, n.Len)
-	b = append(b, unsafe.Slice((*byte)(unsafe.Pointer(&n)), size)...)
-	b = append(b, name...)
-	return c.Write(append(b, 0))
+	return c.Write(slices.Concat(unsafe.Slice((*byte)(unsafe.Pointer(&n)), unsafe.Sizeof(n)), []byte(name), []byte{0}))
 }
 
 // ErrNoResend is returned by Resend on a kernel older than 6.9.

@@ -197,7 +197,8 @@ func (in *injection) toExit(ctx context.Context) (uint64, error) {
 	return r.Rax, nil
 }
 
-// toSyscallStop waits for the next entry or exit of a system call. SIGSTOP, SIGCONT and their kind come between.
+// toSyscallStop waits for the next entry or exit of a system call. SIGSTOP,
+// SIGCONT and their kind come between.
 func (in *injection) toSyscallStop(ctx context.Context, req int) error {
 	for {
 		s, err := in.th.await(ctx)
