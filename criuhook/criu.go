@@ -12,7 +12,9 @@ import (
 	"strings"
 
 	criu "github.com/checkpoint-restore/go-criu/v7"
+	"github.com/checkpoint-restore/go-criu/v7/rpc"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
 )
 
 // leastCRIU is the oldest version that takes mounts as this package gives
@@ -24,8 +26,17 @@ const criuAdvice = "CRIU 4.0 or newer is needed: \"make deps\" leaves one at bin
 // program is a CRIU. It works for one request at a time.
 type program struct {
 	path  string
-	ready *criu.Criu // is running, and waits for a request; nil if none does
-	known bool       // its version is
+	ready *swrk // is running, and waits for a request; nil if none does
+	known bool  // its version is
+
+	// apart keeps CRIU from what a terminal tells everyone: whoever pressed ^C
+	// means this process, and a CRIU that dies while its code is in somebody's
+	// memory leaves that behind.
+	apart bool
+
+	// orphans, if not nil, is called when CRIU has died, or has said that it
+	// failed, to end what it has left.
+	orphans func()
 }
 
 // findCRIU finds the CRIU to run: the one named; else the one beside this
@@ -51,25 +62,22 @@ func findCRIU(named string) (*program, error) {
 }
 
 // start starts a process for the next request, so that it need not be waited for.
-func (p *program) start() error {
-	c := criu.MakeCriu()
-	c.SetCriuPath(p.path)
-	if err := c.Prepare(); err != nil {
-		return fmt.Errorf("starting CRIU: %w", err)
-	}
-	p.ready = c
-	return nil
+func (p *program) start() (err error) {
+	p.ready, err = startSwrk(p.path, p.apart, p.orphans)
+	return err
 }
 
 // do makes a request, by which the process that was started ends.
-func (p *program) do(request func(*criu.Criu) error) error {
+func (p *program) do(request *rpc.CriuReq, notify criu.Notify) error {
 	if p.ready == nil {
 		if err := p.start(); err != nil {
 			return err
 		}
 	}
-	err := request(p.ready)
-	return errors.Join(err, p.end())
+	c := p.ready
+	p.ready = nil
+	request.Opts.NotifyScripts = proto.Bool(true)
+	return errors.Join(c.converse(request, notify), c.end())
 }
 
 // end ends the process that was started, if it got no request.
@@ -79,7 +87,7 @@ func (p *program) end() error {
 	if c == nil {
 		return nil
 	}
-	return c.Cleanup()
+	return c.end()
 }
 
 // check refuses a CRIU that is too old. It has begun to work on a request, and

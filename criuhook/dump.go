@@ -96,6 +96,7 @@ func Dump(ctx context.Context, o DumpOptions) (*Dumped, error) {
 	}
 	defer done()
 
+	c.apart = true
 	if err := c.start(); err != nil {
 		return nil, err
 	}
@@ -136,7 +137,7 @@ type dump struct {
 // run has CRIU dump the tree.
 func (d *dump) run(request *rpc.CriuOpts) error {
 	d.err = nil
-	err := d.criu.do(func(c *criu.Criu) error { return c.Dump(request, d) })
+	err := d.criu.do(&rpc.CriuReq{Type: rpc.CriuReqType_DUMP.Enum(), Opts: request}, d)
 	switch {
 	case d.err != nil:
 		return d.err

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"sort"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -137,6 +138,8 @@ type restore struct {
 	bound     []string // mount points of the machine's that stubs were bound to
 	swapped   map[*stub]bool
 	stubOf    map[*FileSystem]*stub // that daemons in the images serve, with StrategySwap
+	orphans   *orphanage            // nil before CRIU runs
+	endGuard  func()                // likewise
 	pid       int
 }
 
@@ -368,9 +371,25 @@ func (r *restore) runCRIU(ctx context.Context) error {
 		return err
 	}
 	defer done()
+	if r.orphans, err = openOrphanage(); err != nil {
+		return err
+	}
 	hooks := &restoreHooks{ctx: ctx, restore: r}
-	err = r.criu.do(func(c *criu.Criu) error { return c.Restore(request, hooks) })
-	r.pid = hooks.pid
+	r.endGuard = hooks.endGuard
+	r.criu.orphans = func() {
+		if hooks.giveUp() {
+			r.orphans.kill()
+		}
+	}
+	err = r.criu.do(&rpc.CriuReq{Type: rpc.CriuReqType_RESTORE.Enum(), Opts: request}, hooks)
+	if err != nil && !hooks.giveUp() {
+		err = nil // whatever CRIU died of since, the tree runs
+	}
+	if r.pid = hooks.pid; err == nil {
+		// Else only when whoever has come is gone: see undo.
+		hooks.endGuard()
+		r.orphans.close()
+	}
 	switch {
 	case hooks.err != nil:
 		return hooks.err
@@ -386,7 +405,22 @@ type restoreHooks struct {
 	ctx     context.Context
 	restore *restore
 	pid     int
+	guard   *guard // nil, but from when the connections are the daemons'
 	err     error
+
+	fate atomic.Int32 // of the tree: decided once
+}
+
+// What becomes of a tree.
+const (
+	undecided = iota
+	letGo
+	givenUp
+)
+
+// giveUp says whether the tree is to be killed: unless it was let go.
+func (h *restoreHooks) giveUp() bool {
+	return h.fate.CompareAndSwap(undecided, givenUp) || h.fate.Load() == givenUp
 }
 
 // PreRestore runs when CRIU has begun and has not restored anything yet.
@@ -403,7 +437,25 @@ func (h *restoreHooks) PostRestore(pid int32) error {
 	if h.err == nil {
 		h.err = h.restore.handOver(h.ctx)
 	}
+	if h.err == nil && len(h.restore.adopted) > 0 {
+		h.guard, h.err = guardConnections(h.pid, h.restore.adopted)
+	}
 	return h.err
+}
+
+// PostResume runs when CRIU has let everyone go.
+func (h *restoreHooks) PostResume() error {
+	if !h.fate.CompareAndSwap(undecided, letGo) {
+		return errors.New("CRIU has died")
+	}
+	return nil
+}
+
+func (h *restoreHooks) endGuard() {
+	if h.guard != nil {
+		h.guard.end()
+		h.guard = nil
+	}
 }
 
 func shutAll(ctx context.Context, stubs []*stub) error {
@@ -471,7 +523,17 @@ func (r *restore) undo() error {
 	for _, s := range r.stubs {
 		errs = append(errs, s.stop())
 	}
+	if r.orphans != nil {
+		r.orphans.kill()
+	}
 	errs = append(errs, r.closeAdopted(), r.workspace.close())
+	if r.orphans != nil {
+		errs = append(errs, r.orphans.empty())
+		r.orphans.close()
+	}
+	if r.endGuard != nil {
+		r.endGuard()
+	}
 	return errors.Join(errs...)
 }
 

@@ -20,7 +20,7 @@ type Programs struct {
 	SPFS, Swap                      string // under test
 	Counter, Puppet, Container, Pod string // fixtures …
 	Loopback, Writeback             string // … that are FUSE daemons
-	Contained, Stopper              string
+	Contained, Stopper, FaultyCRIU  string
 	CRIU, CRIUNext                  string // bin/criu and bin/criu-next, from "make deps"
 }
 
@@ -49,7 +49,7 @@ func Build(t T) Programs {
 		SPFS: at("spfs"), Swap: at("spfs-swap"),
 		Counter: at("counter"), Puppet: at("puppet"), Container: at("container"), Pod: at("pod"),
 		Loopback: at("loopback"), Writeback: at("writeback"),
-		Contained: at("contained"), Stopper: at("stopper"),
+		Contained: at("contained"), Stopper: at("stopper"), FaultyCRIU: at("faultycriu"),
 		CRIU:     filepath.Join(Checkout, "bin", "criu"),
 		CRIUNext: filepath.Join(Checkout, "bin", "criu-next"),
 	}
@@ -108,7 +108,7 @@ func build() (dir string, err error) {
 func buildInto(dir string) error {
 	for name, pkg := range map[string]string{
 		"spfs": "./cmd/spfs", "spfs-swap": "./cmd/spfs-swap", "loopback": "./test/fixture/loopback",
-		"stopper":   "./test/fixture/stopper",
+		"stopper": "./test/fixture/stopper", "faultycriu": "./test/fixture/faultycriu",
 		"contained": "./test/cmd/contained",
 	} {
 		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, name), pkg)
