@@ -110,6 +110,26 @@ func (p *Plan) make(ctx context.Context) error {
 // It returns a [*RefusedError] if something is in the way now.
 func (p *Plan) Refresh(ctx context.Context) error { return p.refresh(ctx, true) }
 
+// forgetNames makes the kernel ask the new file system's daemon again for names that
+// have been looked up there and are not held open. It believes what it was told for as long as the daemon
+// said, and nobody tells it what is changed through the old mount since: that a file
+// has gone (to open it with O_CREAT would fail, for what is believed to be there is
+// opened, not made), has come, is another by now, or has grown (what is appended
+// would be written over its end).
+func (p *Plan) forgetNames(ctx context.Context) error {
+	if !p.To.Mount.FUSE() {
+		return nil
+	}
+	done := make(chan error, 1)
+	go func() { done <- mounts.Forget(p.opener.to) }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("making the kernel forget the names of --to %s: its daemon does not answer: %w", p.To.Path, ctx.Err())
+	}
+}
+
 // learn looks once more at those who use the old file system, while they run:
 // what the kernel's tables show to be the same when they are stopped need not
 // be read again then. Where the tables can't be read, it does nothing.

@@ -140,6 +140,12 @@ func (o *opener) fill(ctx context.Context, usage *Usage) error {
 			open = append(open, j)
 		}
 	}
+	o.sweep(usage)
+	if o.final {
+		if err := o.plan.forgetNames(ctx); err != nil {
+			return err
+		}
+	}
 	if err := each(ctx, open, o.open); err != nil {
 		return err
 	}
@@ -158,7 +164,6 @@ func (o *opener) fill(ctx context.Context, usage *Usage) error {
 			j.done(j.got)
 		}
 	}
-	o.sweep(usage)
 	o.jobsBefore = jobs
 	return nil
 }

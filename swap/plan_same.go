@@ -306,6 +306,9 @@ func (p *Plan) takeUses(now *kernelLook) {
 // checkAgain is the check of fill, when everybody is stopped and wants what was
 // wanted before. It reports false if anything is in the way.
 func (o *opener) checkAgain(ctx context.Context) (bool, error) {
+	if err := o.plan.forgetNames(ctx); err != nil {
+		return false, err
+	}
 	var again []*opening
 	for _, j := range o.jobsBefore {
 		if j.got == nil {
