@@ -275,19 +275,16 @@ func awaitEventsRead(ctx context.Context, u *Usage) []Obstacle {
 	}
 }
 
-// stopInQuiet is stop, at a moment when all events have been read.
+// stopInQuiet is stopAll, at a moment when all events have been read.
 func (r *run) stopInQuiet(ctx context.Context) error {
 	for {
-		if err := r.stop(ctx); err != nil {
+		if err := r.stopAll(ctx); err != nil {
 			return err
 		}
 		if len(unreadEvents(r.plan.Usage)) == 0 {
 			return nil
 		}
-		err := r.stopped.releaseAll()
-		r.stopped.close()
-		r.stopped, r.plan.Stopped = nil, nil
-		if err != nil {
+		if err := r.letGo(); err != nil {
 			return err
 		}
 		if list := awaitEventsRead(ctx, r.plan.Usage); len(list) > 0 {

@@ -43,7 +43,7 @@ func (r *run) stopHung(ctx context.Context) error {
 			break
 		}
 		r.phase("looking again")
-		if err := r.plan.refresh(ctx, true); err != nil && (!errors.As(err, new(*RefusedError)) || r.plan.inTheWay()) {
+		if err := r.plan.Refresh(ctx); err != nil && (!errors.As(err, new(*RefusedError)) || r.plan.inTheWay()) {
 			return tooLate(err)
 		}
 	}

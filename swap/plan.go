@@ -84,21 +84,11 @@ func NewPlan(ctx context.Context, from, to Endpoint, scope Scope, options ...Opt
 }
 
 // make is the first look.
-func (p *Plan) make(ctx context.Context) error {
-	usage, err := find(ctx, p.From.Mount.Dev, p.Scope, p.known)
-	if err != nil {
-		return err
-	}
+func (p *Plan) make(ctx context.Context) (err error) {
 	if p.opener, err = newOpener(p); err != nil {
 		return err
 	}
-	if err := p.fill(ctx, usage); err != nil || !p.asks() {
-		return err
-	}
-	if err := p.askUnlinked(ctx); err != nil {
-		return err
-	}
-	return p.askLocks(ctx)
+	return p.look(ctx, true)
 }
 
 // Refresh looks again at everybody in scope and brings the plan up to date:
@@ -108,7 +98,21 @@ func (p *Plan) make(ctx context.Context) error {
 // since are compared again.
 //
 // It returns a [*RefusedError] if something is in the way now.
-func (p *Plan) Refresh(ctx context.Context) error { return p.refresh(ctx, true) }
+func (p *Plan) Refresh(ctx context.Context) error {
+	p.known.stopped = p.Stopped
+	if same, err := p.refreshSame(ctx); same || err != nil {
+		return err
+	}
+	usage, err := find(ctx, p.From.Mount.Dev, p.Scope, p.known)
+	if err != nil {
+		return err
+	}
+	p.opener.final = true
+	if err := p.fill(ctx, usage); err != nil {
+		return err
+	}
+	return p.Err()
+}
 
 // forgetNames makes the kernel ask the new file system's daemon again for names that
 // have been looked up there and are not held open. It believes what it was told for as long as the daemon
@@ -139,24 +143,7 @@ func (p *Plan) learn(ctx context.Context) error {
 		return nil // /proc tells it all, if not as fast
 	}
 	p.known.reader = reader
-	return p.refresh(ctx, false)
-}
-
-// refresh is Refresh; unless final, everybody runs, and what is being written
-// to isn't compared.
-func (p *Plan) refresh(ctx context.Context, final bool) error {
-	p.known.stopped = p.Stopped
-	if final {
-		if same, err := p.refreshSame(ctx); same || err != nil {
-			return err
-		}
-	}
-	usage, err := find(ctx, p.From.Mount.Dev, p.Scope, p.known)
-	if err != nil {
-		return err
-	}
-	p.opener.final = final
-	if err := p.fill(ctx, usage); err != nil {
+	if err := p.look(ctx, false); err != nil {
 		return err
 	}
 	return p.Err()

@@ -213,16 +213,15 @@ func (r *run) openGate(ctx context.Context) (err error) {
 		return err
 	}
 	r.plan.AskOld = true
-	if r.plan.Err() != nil {
-		if err := r.plan.refresh(ctx, false); err != nil {
+	if len(r.plan.Obstacles) == 0 {
+		if err := r.plan.ask(ctx); err != nil {
 			return err
 		}
 	}
-	if err := r.plan.askUnlinked(ctx); err != nil {
-		return err
-	}
-	if err := r.plan.askLocks(ctx); err != nil {
-		return err
+	if len(r.plan.Obstacles) > 0 {
+		if err := r.plan.look(ctx, true); err != nil {
+			return err
+		}
 	}
 	return r.plan.Err()
 }
