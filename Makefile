@@ -17,7 +17,8 @@ help:
 	@echo "make deps       install the Debian packages needed, and bin/criu"
 	@echo "make test       everything that must pass: check, fuzz, unit, e2e (as root)"
 	@echo "make demo       a process outlives its FUSE mount, step by step (as root)"
-	@echo "make soak       a client swapped back and forth 200 times, swappers killed 500 times (as root)"
+	@echo "make soak       clients and servers swapped again and again, swappers killed 500 times (as root);"
+	@echo "                installs postgres, redis, nginx and sqlite3"
 	@echo "make bench      times of swaps and of the proxy, as a table (as root)"
 	@echo "make generate   compile the BPF programs anew (needs clang and llvm)"
 	@echo "make install    into DESTDIR and PREFIX (now '$(DESTDIR)' and '$(PREFIX)')"
@@ -35,9 +36,13 @@ test: deps all
 check unit e2e fuzz: deps all
 	@sh hack/test.sh $@
 
-demo soak bench: deps all
+demo bench: deps all
 	@$(GO) run ./test/cmd/$@
-	@[ $@ != soak ] || $(GO) test -tags soak -count=1 -timeout 90m -run '^TestSwapKilled' ./test
+
+soak: deps all
+	@sh hack/deps.sh soak
+	@$(GO) run ./test/cmd/soak
+	@$(GO) test -tags soak -count=1 -timeout 90m -run '^TestSwapKilled' ./test
 
 # Only who changes the BPF programs needs it, and Debian's clang and llvm.
 generate:

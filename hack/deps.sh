@@ -9,12 +9,16 @@
 #   - leaves bin/criu-next likewise, Debian sid's: the tests that need TCP
 #     connections in a checkpoint take it.
 #
+# With the argument "soak" the servers that "make soak" swaps are installed, too;
+# none of them is started.
+#
 # Nothing is done twice: when all is there it takes a fraction of a second.
 set -eu
 
 packages="bindfs fuse3 sshfs openssh-client openssh-server
 	gcc libc6-dev libfuse3-dev make
 	iproute2 mount procps psmisc util-linux"
+soak_packages="postgresql redis-server redis-tools nginx sqlite3"
 
 # Debian 12's CRIU 3.17 takes the vDSO of kernels since 6.13 for broken, so
 # its successor in Debian is taken, with the libraries it was linked to.
@@ -26,6 +30,12 @@ criu_least=4.0
 
 say() { echo "deps: $*"; }
 die() { echo "deps: $*" >&2; exit 1; }
+
+case ${1:-} in
+'') ;;
+soak) packages="$packages $soak_packages" ;;
+*) die "usage: deps.sh [soak]" ;;
+esac
 
 cd "$(dirname "$0")/.."
 here=$(pwd)
@@ -48,8 +58,8 @@ install_packages() {
 	done
 	[ -n "$missing" ] || return 0
 	say "installing$missing"
-	# A policy-rc.d answers 101 to whoever would start sshd on this machine:
-	# the tests start one of their own.
+	# A policy-rc.d answers 101 to whoever would start sshd or another server on
+	# this machine: the tests start their own.
 	policy=
 	if [ ! -e /usr/sbin/policy-rc.d ]; then
 		policy=/usr/sbin/policy-rc.d

@@ -1,102 +1,67 @@
-// Command soak swaps a client back and forth between two mounts, 200 times,
-// and fails if a call of the client failed, a byte was lost, or anything leaked:
-// descriptors or mappings of the client, descriptors of the daemons, processes.
-// It is behind "make soak".
+// Command soak swaps programs that are at work, again and again, and fails if one
+// of them noticed:
+//
+//   - a client that counts, back and forth between two mounts, 200 times: no
+//     call of it may fail, no byte be lost, nothing leak: descriptors or mappings
+//     of the client, descriptors of the daemons, processes;
+//   - postgres, sqlite3, redis and nginx of the distribution, each with its data and
+//     its logs on the mount and load on it, 50 times from one FUSE daemon to the
+//     next: no error in any log, what they acknowledged is all there, and their
+//     own tools find their files whole.
+//
+// It is behind "make soak"; "hack/deps.sh soak" installs the servers.
 package main
 
 import (
 	"flag"
 	"fmt"
 	"os"
-	"path/filepath"
-	"time"
+	"slices"
+	"strings"
 
 	"spfs/test/rig"
 )
 
-var rounds = flag.Int("rounds", 200, "swap so often")
+var (
+	rounds = flag.Int("rounds", 200, "swap the counting client so often")
+	swaps  = flag.Int("swaps", 50, "swap each server so often")
+	only   = flag.String("only", "", "a part or several, with commas: "+strings.Join(names(), ","))
+)
+
+// parts are what there is to be swapped.
+var parts = []struct {
+	name string
+	run  func(rig.T)
+}{
+	{"counter", counter},
+	{"postgres", served("postgres", startPostgres)},
+	{"sqlite3", served("nobody", startSqlite)},
+	{"redis", served("redis", startRedis)},
+	{"nginx", served("www-data", startNginx)},
+}
+
+func names() []string {
+	return []string{"counter", "postgres", "sqlite3", "redis", "nginx"}
+}
 
 func main() {
 	os.Exit(rig.Program("soak", func(t rig.T) {
 		flag.Parse()
 		t.Cleanup(rig.RemoveBuilt)
-		soak(t)
+		wanted := names()
+		if *only != "" {
+			wanted = strings.Split(*only, ",")
+		}
+		for _, name := range wanted {
+			if !slices.Contains(names(), name) {
+				t.Fatalf("-only %s: there are %s", name, strings.Join(names(), ", "))
+			}
+		}
+		for _, p := range parts {
+			if slices.Contains(wanted, p.name) && !t.Failed() {
+				fmt.Printf("== %s\n", p.name)
+				p.run(t)
+			}
+		}
 	}))
-}
-
-// counts are what must not grow.
-type counts struct{ fds, mappings, tasks int }
-
-func count(t rig.T, c *rig.Counter) (n counts) {
-	for _, pid := range rig.Tree(c.PID) {
-		n.fds += c.CountFDs(pid)
-		n.mappings += rig.CountMappings(t, pid)
-		tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
-		n.tasks += len(tasks)
-	}
-	return n
-}
-
-func soak(t rig.T) {
-	began := time.Now()
-	top := rig.Dir(t)
-	data := rig.Mkdir(t, top, "data")
-	a, b := rig.Mkdir(t, top, "a"), rig.Mkdir(t, top, "b")
-	daemons := []*rig.Daemon{rig.Bindfs(t, data, a), rig.Loopback(t, data, b)}
-	swap := rig.Build(t).Swap
-
-	c := rig.StartCounter(t, a, rig.CounterOptions{FDs: 10, Threads: 1, Children: 1})
-	c.CountsOn(100)
-	before := count(t, c)
-	fmt.Printf("a client of 2 processes, 3 workers, on bindfs at a; go-fuse's loopback at b\n")
-
-	var stopped, longest time.Duration
-	var leastFDs [2]int // of each daemon, while the client is on the other
-	for i := range *rounds {
-		from, to := a, b
-		if i%2 == 1 {
-			from, to = b, a
-		}
-		var r struct {
-			StoppedUS int64 `json:"stopped_us"`
-			Processes int   `json:"processes"`
-		}
-		rig.Run(t, swap, "run", "--json", "--from", from, "--to", to, "--tree", fmt.Sprint(c.PID)).OK(t).JSON(t, &r)
-		if r.Processes != 2 {
-			t.Fatalf("swap %d: %d processes, want 2", i, r.Processes)
-		}
-		d := time.Duration(r.StoppedUS) * time.Microsecond
-		stopped += d
-		longest = max(longest, d)
-		c.CountsOn(20)
-		c.Verdict()
-		if now := count(t, c); now != before {
-			t.Fatalf("swap %d: the client has %+v, had %+v", i, now, before)
-		}
-		// The kernel releases files after the close, by a request of its own.
-		left := daemons[i%2]
-		if i < 2 {
-			rig.Await(t, 10*time.Second, func() bool { return settled(t, left.PID) }, "the left daemon settles")
-			leastFDs[i] = rig.CountFDs(t, left.PID)
-		} else {
-			rig.Await(t, 10*time.Second, func() bool { return rig.CountFDs(t, left.PID) <= leastFDs[i%2] },
-				"after swap %d the daemon of %s has %d descriptors, as after its first", i, from, leastFDs[i%2])
-		}
-		if (i+1)%50 == 0 {
-			fmt.Printf("%d swaps: stopped %v on average, %v at most; %d counts\n",
-				i+1, (stopped / time.Duration(i+1)).Round(time.Microsecond), longest, c.Count())
-		}
-	}
-	c.Check()
-	n := c.Count()
-	bytes := c.End(data)
-	fmt.Printf("%d swaps in %v: %d counts, %d bytes checked in the end, no failed call, no lost byte, nothing leaked\n",
-		*rounds, time.Since(began).Round(time.Second), n, bytes)
-}
-
-// settled tells whether a daemon's descriptors stay the same for a moment.
-func settled(t rig.T, pid int) bool {
-	n := rig.CountFDs(t, pid)
-	time.Sleep(100 * time.Millisecond)
-	return rig.CountFDs(t, pid) == n
 }
