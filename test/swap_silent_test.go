@@ -144,10 +144,10 @@ func (m *mounts) swapWith(t *testing.T, args ...string) rig.Result {
 func TestSwapFromADeadMount(t *testing.T) {
 	t.Parallel()
 	m := bindfsTwice(t)
-	all := clients(t, m, 25)
+	all := clients(t, m, 50)
 	m.oldProc.Kill()
 	var r swapReport
-	m.swapWith(t).OK(t).JSON(t, &r)
+	m.swapWith(t, "--timeout", "2m").OK(t).JSON(t, &r)
 	if r.Processes != len(all) {
 		t.Errorf("%d processes were swapped, want %d", r.Processes, len(all))
 	}
@@ -275,7 +275,7 @@ func TestSwapFromAHungDaemon(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			m := bindfsTwice(t)
-			all := clients(t, m, 20)
+			all := clients(t, m, 50)
 			for _, c := range all {
 				c.ready()
 			}
@@ -295,7 +295,7 @@ func TestSwapFromAHungDaemon(t *testing.T) {
 				calls = append(calls, c.begin())
 				rig.Await(t, 10*time.Second, func() bool { return waits(c.PID) }, "process %d of kind %d waits", c.PID, i%5)
 			}
-			m.swapWith(t, "--abort").OK(t)
+			m.swapWith(t, "--abort", "--timeout", "2m").OK(t)
 			if ret, err := passing.Wait(); ret != 0 {
 				t.Errorf("the bystander's call: %d, %v", ret, err)
 			}
