@@ -66,13 +66,20 @@ func (p *Plan) Run(ctx context.Context, o Options) (*Result, error) {
 	bounded, cancel := context.WithTimeout(ctx, o.Timeout)
 	defer cancel()
 
-	r := &run{plan: p, options: o, began: time.Now()}
-	defer r.close()
-	if err := r.do(bounded); err != nil {
-		return nil, err
+	began := time.Now()
+	for {
+		r := &run{plan: p, options: o, began: began}
+		err := r.do(bounded)
+		r.close()
+		if err == nil {
+			r.result.TotalUS = time.Since(began).Microseconds()
+			return &r.result, nil
+		}
+		if !r.killed || bounded.Err() != nil {
+			return nil, err
+		}
+		p.Stopped = nil // all are as they were, but for who was killed: it is not there any more
 	}
-	r.result.TotalUS = time.Since(r.began).Microseconds()
-	return &r.result, nil
 }
 
 // run is one swap under way.
@@ -86,6 +93,7 @@ type run struct {
 	stopped  *stopped
 	journal  *journal
 	aborted  bool // the old connection is no more
+	killed   bool // it failed, and somebody was killed while it was stopped
 	verdict  *verdict
 	teams    []team     // one per tracer
 	old      *os.File   // O_PATH: while it is open, no other file system gets its number
@@ -121,7 +129,10 @@ func (r *run) do(ctx context.Context) error {
 		if r.aborted {
 			err = fmt.Errorf("%w; the old mount is dead now, whose requests were ended: run this again", err)
 		}
-		return errors.Join(err, r.endJournal(r.goBack()))
+		killed := r.stopped != nil && (errors.Is(err, ptrace.ErrGone) || r.stopped.died())
+		left := r.endJournal(r.goBack())
+		r.killed = killed && !r.aborted && left == nil
+		return errors.Join(err, left)
 	}
 	return r.endJournal(r.goForward())
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"runtime"
 	"sync"
 	"time"
@@ -66,6 +67,20 @@ func (s *stopped) process(pid int) *ptrace.Process {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.processes[pid]
+}
+
+// died says whether one of them has been killed, which a stop does not hinder.
+func (s *stopped) died() bool {
+	for pid, p := range s.processes {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/stat", pid, p.Leader().TID))
+		if err != nil {
+			return true
+		}
+		if stat, err := parseStat(text); err != nil || stat.gone() {
+			return true
+		}
+	}
+	return false
 }
 
 func (s *stopped) release(pid int) error {
