@@ -9,13 +9,16 @@ import (
 	"spfs/internal/mounts"
 )
 
+// changesMounts says whether the run is to change mount points.
+func (r *run) changesMounts() bool { return r.plan.Scope.Everyone() && r.plan.known.left == nil }
+
 // checkMounts sees whether every mount point can be changed: the old mount
 // must still be what a walk there ends on. It is the last thing before the
 // verdict, as changing them is the first after it. So what is decided is
 // decided by the verdict alone, and a run that goes back has no mount point to
 // put back.
 func (r *run) checkMounts() error {
-	if !r.plan.Scope.Everyone() {
+	if !r.changesMounts() {
 		return nil
 	}
 	tables := map[uint64]mounts.Table{}
@@ -41,7 +44,7 @@ func (r *run) checkMounts() error {
 // changeMounts puts the new mount at every mount point of the old one, unless
 // only some of its users are swapped. Nobody who could notice runs yet.
 func (r *run) changeMounts() error {
-	if !r.plan.Scope.Everyone() {
+	if !r.changesMounts() {
 		return nil
 	}
 	var errs []error
@@ -58,7 +61,7 @@ func (r *run) changeMounts() error {
 
 // changeLateMounts does it for copies that were made meanwhile.
 func (r *run) changeLateMounts() error {
-	if !r.plan.Scope.Everyone() {
+	if !r.changesMounts() {
 		return nil
 	}
 	ctx, cancel := graceful()
@@ -73,7 +76,7 @@ func (r *run) changeLateMounts() error {
 // kept is what is given to Options.Keep: the journal, the verdict, the old mount,
 // then the new ones in the order of the journal.
 func (r *run) kept() []*os.File {
-	if !r.plan.Scope.Everyone() {
+	if !r.changesMounts() {
 		return []*os.File{r.journal.dir, r.verdict.file}
 	}
 	byID := map[int]*os.File{}

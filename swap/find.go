@@ -56,6 +56,8 @@ type knowledge struct {
 	steady  *steady        // nil if the look before can't be relied on
 	stopped map[int]bool   // processes that were stopped before this look
 	still   map[int]*visit // what was read of those that nobody can change
+
+	left []*Mount // of the file system, detached: see [run.swapStragglers]
 }
 
 func (k *knowledge) close() {
@@ -92,12 +94,12 @@ func find(ctx context.Context, dev uint64, scope Scope, k *knowledge) (*Usage, e
 		return nil, err
 	}
 	u := &Usage{Dev: dev}
-	s, err := newScanner(u, k.watch.Spaces())
+	s, err := newScanner(u, k.watch.Spaces(), k.left)
 	if err != nil {
 		return nil, err
 	}
 	defer s.owner.close()
-	readings, err := s.readAll(ctx, k, first, before)
+	readings, err := s.readAll(ctx, k, first && k.left == nil, before)
 	if err != nil {
 		return nil, err
 	}
@@ -160,8 +162,8 @@ func checkRoot() error {
 	return nil
 }
 
-// newScanner picks the mounts of the file system into u.
-func newScanner(u *Usage, spaces []*mounts.Space) (*scanner, error) {
+// newScanner picks the mounts of the file system into u, and those that were left.
+func newScanner(u *Usage, spaces []*mounts.Space, left []*Mount) (*scanner, error) {
 	anon, err := anonymousDevice()
 	if err != nil {
 		return nil, err
@@ -192,13 +194,25 @@ func newScanner(u *Usage, spaces []*mounts.Space) (*scanner, error) {
 			}
 		}
 	}
-	if s.owner == nil {
-		s.owner = newOwner(&mounts.Mount{})
-	}
 	for _, space := range spaces {
 		u.Obstacles = append(u.Obstacles, s.mountObstacles(space.Table)...)
 	}
 	u.Obstacles = append(u.Obstacles, s.machineObstacles()...)
+	for _, m := range left {
+		if s.mounts[m.ID] != nil {
+			continue
+		}
+		// Paths on what is mounted nowhere begin at its root (fs/d_path.c, prepend_path).
+		mount := &Mount{ID: m.ID, Namespace: m.Namespace, Point: "/", Root: m.Root, Info: m.Info}
+		u.Mounts = append(u.Mounts, mount)
+		s.mounts[m.ID] = mount
+		if s.owner == nil {
+			s.owner = newOwner(m.Info)
+		}
+	}
+	if s.owner == nil {
+		s.owner = newOwner(&mounts.Mount{})
+	}
 	return s, nil
 }
 

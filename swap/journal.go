@@ -296,7 +296,7 @@ func (r *run) record() (*runRecord, error) {
 	for _, p := range r.plan.Usage.Processes {
 		rec.Processes = append(rec.Processes, processRecord{p.PID, p.Start})
 	}
-	if !r.plan.Scope.Everyone() {
+	if !r.changesMounts() {
 		return rec, nil
 	}
 	byNamespace := map[*mounts.Namespace][]*Mount{}
@@ -356,7 +356,7 @@ func (r *run) noted(rec *runRecord) bool {
 			return false
 		}
 	}
-	if !r.plan.Scope.Everyone() {
+	if !r.changesMounts() {
 		return true
 	}
 	known := map[int]bool{}

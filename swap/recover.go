@@ -23,7 +23,8 @@ type Recovery struct {
 	PID int
 	// Kept is what the swapper gave to [Options.Keep]: its journal, which is as
 	// locked as it was then, the verdict, the old mount, and those that were to be
-	// attached. Only that journal's run is recovered then. If it is gone, and the
+	// attached. Only that run is recovered then, and one for stragglers that it had
+	// begun at its end. If it is gone, and the
 	// run had committed, all had been done, and what is returned says no more than
 	// that. Without the mounts the new one is cloned once more from where the
 	// user mounted it, and what processes have open leads to it through another
@@ -61,6 +62,9 @@ func Recover(ctx context.Context, how Recovery) ([]Recovered, error) {
 	if len(how.Kept) > 1 {
 		journals, done, err = keptJournal(how.Kept[0], how.Kept[1])
 		how.Kept = how.Kept[2:]
+		if len(journals) > 0 && err == nil {
+			journals, err = withStragglers(journals[0])
+		}
 	} else {
 		journals, err = cutOff(ctx)
 	}
@@ -147,6 +151,28 @@ func keptJournal(dir, verdict *os.File) (kept []*journal, done []Recovered, err 
 		done = []Recovered{{Swapped: true, Cleaned: []int{}, Problems: []string{}}}
 	}
 	return kept, done, err
+}
+
+// withStragglers returns a journal, and that of a run for stragglers by the same swapper.
+func withStragglers(j *journal) ([]*journal, error) {
+	found := []*journal{j}
+	rec, err := j.read()
+	if rec == nil || err != nil {
+		return found, nil // who reads it next tells
+	}
+	err = withJournals(func(path string) error {
+		other, err := openJournal(path, unix.LOCK_EX|unix.LOCK_NB)
+		if err != nil {
+			return nil // somebody's who is at work, or gone
+		}
+		if r, err := other.read(); err != nil || r == nil || r.PID != rec.PID {
+			other.close()
+			return nil
+		}
+		found = append(found, other)
+		return nil
+	})
+	return found, err
 }
 
 // awaitJournal takes a journal when its owner is done, and returns nil if it is

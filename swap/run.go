@@ -280,6 +280,9 @@ func (r *run) goForward() error {
 	r.result.StoppedUS = r.stopped.duration().Microseconds()
 	fault.Point("all let go")
 	errs = append(errs, r.changeLateMounts())
+	if r.plan.Scope.Everyone() && !r.plan.Silent() {
+		errs = append(errs, r.swapStragglers())
+	}
 	if r.options.Move {
 		errs = append(errs, r.detachTo())
 	}
