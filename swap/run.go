@@ -95,8 +95,9 @@ type run struct {
 	aborted  bool // the old connection is no more
 	killed   bool // it failed, and somebody was killed while it was stopped
 	verdict  *verdict
-	teams    []team     // one per tracer
-	old      *os.File   // O_PATH: while it is open, no other file system gets its number
+	teams    []team   // one per tracer
+	old      *os.File // O_PATH: while it is open, no other file system gets its number
+	held     held
 	made     []*os.File // replacements that could be made only when all was stopped
 }
 
@@ -116,6 +117,7 @@ func (r *run) close() {
 	if r.journal != nil {
 		r.journal.close()
 	}
+	r.held.close()
 	if r.old != nil {
 		r.old.Close()
 	}
@@ -256,6 +258,7 @@ func (r *run) goBack() error {
 	if r.stopped != nil {
 		released = r.stopped.releaseAll()
 	}
+	r.held.close()
 	if r.shutGate != nil {
 		shut = r.shutGate()
 	}

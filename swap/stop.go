@@ -165,6 +165,8 @@ func (r *run) stop(ctx context.Context) error {
 		return err
 	}
 	setEarlyPositions(r.plan.Usage)
+	r.held.close()
+	r.held = hold(r.plan)
 	// What the plan has thrown away is memory that is there: what is new has to
 	// be faulted in, page by page, and that takes longer than all the rest.
 	runtime.GC()
