@@ -244,7 +244,7 @@ func (s *scanner) readAll(ctx context.Context, k *knowledge, self bool, before *
 			return readings, ctx.Err()
 		}
 		k.prove(visits, before, after)
-		k.steady = &steady{after, seeMounts(k.watch.Spaces())}
+		k.steady = &steady{after, seeMounts(k.watch.Spaces(), s.dev)}
 	}
 	return readings, ctx.Err()
 }
@@ -474,7 +474,7 @@ func (s *scanner) readAgain(w *reader, dir procDir, before *reading, use *kernel
 	for i := range r.space.maps {
 		mount(&r.space.maps[i].mount)
 	}
-	if !known || use != nil && !r.update(dir, use) {
+	if !known || use != nil && !r.update(use) {
 		return nil, memoryRead{}
 	}
 	refs := r.kinds.refs

@@ -1,7 +1,6 @@
 package swap
 
 import (
-	"fmt"
 	"os"
 	"slices"
 	"strconv"
@@ -14,7 +13,10 @@ import (
 // kernelLook is who uses the file system by the kernel's own tables, at one
 // moment. With it a look at stopped processes need not read all of /proc, nor
 // what it has read before and nobody has changed.
-type kernelLook struct{ uses map[int]*kernelUse }
+type kernelLook struct {
+	uses map[int]*kernelUse
+	conn *fusestate.Conn // nil if nobody has anything of it
+}
 
 // kernelUse is what a process has of the file system.
 type kernelUse struct {
@@ -54,7 +56,7 @@ func others(s *fusestate.State, dev uint64, pids []int) []int {
 // is not one of them: that has come by them since it was looked at last, a
 // moment ago, and nobody keeps it from doing so a moment later.
 func look(reader *fusestate.Reader, dev uint64, pids []int) (*kernelLook, error) {
-	const parts = fusestate.Files | fusestate.Places | fusestate.MappingsOf
+	const parts = fusestate.Files | fusestate.NotOwn | fusestate.Places | fusestate.MappingsOf
 	state, err := reader.Read(parts, pids...)
 	if err != nil {
 		return nil, err
@@ -67,7 +69,7 @@ func look(reader *fusestate.Reader, dev uint64, pids []int) (*kernelLook, error)
 		state.Mappings = append(state.Mappings, more.Mappings...)
 		state.Busy = append(state.Busy, more.Busy...)
 	}
-	l := &kernelLook{map[int]*kernelUse{}}
+	l := &kernelLook{map[int]*kernelUse{}, state.ConnOf(dev)}
 	of := func(pid int) *kernelUse {
 		u := l.uses[pid]
 		if u == nil {
@@ -126,28 +128,29 @@ func joined[T any](a, b []T) []T {
 	return append(a, b...)
 }
 
-// same says whether a process has the same as before, but for positions and
-// sizes. It says no of locked files: whose locks they are is not told.
+// same says whether a process has the same as before, under the same names, but
+// for positions and sizes. It says no of locked files: whose locks they are is not
+// told.
 func (u *kernelUse) same(before *kernelUse) bool {
 	if u == nil || before == nil || u.busy || before.busy || !u.counted || !before.counted ||
 		u.others != before.others || u.device != before.device {
 		return false
 	}
 	node := func(n fusestate.Node) fusestate.Node {
-		n.Size, n.Lookups = 0, 0
+		n.Size, n.Lookups, n.Unwritten = 0, 0, false
 		return n
 	}
 	return slices.EqualFunc(u.files, before.files, func(a, b fusestate.File) bool {
 		a.Node, b.Node = node(a.Node), node(b.Node)
 		a.Pos, b.Pos = 0, 0
-		return a == b && !a.Locked
+		return a == b && a.Name != 0 && !a.Locked
 	}) && slices.EqualFunc(u.mappings, before.mappings, func(a, b fusestate.Mapping) bool {
 		a.Node, b.Node = node(a.Node), node(b.Node)
 		a.Pos, b.Pos = 0, 0
-		return a == b
+		return a == b && a.Name != 0
 	}) && slices.EqualFunc(u.places, before.places, func(a, b fusestate.Place) bool {
 		a.Node, b.Node = node(a.Node), node(b.Node)
-		return a == b
+		return a == b && a.Name != 0
 	})
 }
 
@@ -269,65 +272,28 @@ func agree(visits []*visit, before, after *kernelLook) bool {
 }
 
 // update brings a reading of a process that has the same since up to date: what
-// same leaves out. It says no if anything has another name now.
-func (r *reading) update(dir procDir, u *kernelUse) bool {
+// same leaves out.
+func (r *reading) update(u *kernelUse) bool {
 	files := map[int]*fusestate.File{}
 	for i := range u.files {
 		files[u.files[i].FD] = &u.files[i]
 	}
-	sizes := map[uint64]int64{} // by i_ino
 	for _, t := range r.tables {
-		if len(t.fds) == 0 {
-			continue
-		}
-		links, err := dir.open(t.tasks[0].below() + "fd")
-		if err != nil {
-			return false
-		}
-		defer links.close()
 		for _, fd := range t.fds {
 			f := files[fd.ref.FD]
 			if f == nil {
-				return false
-			}
-			if text, err := links.link(strconv.Itoa(fd.ref.FD)); err != nil || text != fd.text {
 				return false
 			}
 			fd.info.pos = f.Pos
 			fd.attr.Size = uint64(f.Size)
 		}
 	}
+	sizes := map[uint64]int64{} // by address
 	for i := range u.mappings {
 		sizes[u.mappings[i].Start] = u.mappings[i].Size
 	}
-	if len(r.space.maps) > 0 {
-		links, err := dir.open("map_files")
-		if err != nil {
-			return false
-		}
-		defer links.close()
-		for i := range r.space.maps {
-			m := &r.space.maps[i]
-			if text, err := links.link(fmt.Sprintf("%x-%x", m.start, m.end)); err != nil || text != m.text {
-				return false
-			}
-			m.attr.Size = uint64(sizes[m.start])
-		}
-	}
-	for _, c := range r.contexts {
-		for name, p := range map[string]*placeRead{"cwd": c.cwd, "root": c.root} {
-			if p == nil {
-				continue
-			}
-			if text, err := dir.link(c.tasks[0].below() + name); err != nil || text != p.text {
-				return false
-			}
-		}
-	}
-	if r.exe != nil {
-		if text, err := dir.link("exe"); err != nil || text != r.exe.text {
-			return false
-		}
+	for i := range r.space.maps {
+		r.space.maps[i].attr.Size = uint64(sizes[r.space.maps[i].start])
 	}
 	return true
 }

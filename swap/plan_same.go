@@ -31,12 +31,11 @@ type mountsSeen struct {
 	n     int
 }
 
-func seeMounts(spaces []*mounts.Space) []mountsSeen {
-	seen := make([]mountsSeen, len(spaces))
-	for i, s := range spaces {
-		seen[i] = mountsSeen{space: s, n: len(s.Table)}
-		if len(s.Table) > 0 {
-			seen[i].first = s.Table[0]
+// seeMounts sees those in which the file system is mounted.
+func seeMounts(spaces []*mounts.Space, dev uint64) (seen []mountsSeen) {
+	for _, s := range spaces {
+		if slices.ContainsFunc(s.Table, func(m *mounts.Mount) bool { return m.Dev == dev }) {
+			seen = append(seen, mountsSeen{s, s.Table[0], len(s.Table)})
 		}
 	}
 	return seen
@@ -48,8 +47,7 @@ func seeMounts(spaces []*mounts.Space) []mountsSeen {
 // anything else has changed or can't be told; then all is to be looked at.
 //
 // What it relies on are the kernel's tables, read once for the whole machine,
-// and by number what /proc alone can tell: under what names the files are, and
-// what else has to do with the file system.
+// and for what else has to do with the file system what /proc alone can tell.
 func (p *Plan) refreshSame(ctx context.Context) (bool, error) {
 	k := p.known
 	was := k.steady
@@ -59,14 +57,14 @@ func (p *Plan) refreshSame(ctx context.Context) (bool, error) {
 	if err := k.watch.Refresh(ctx); err != nil {
 		return false, nil // whoever looks at all tells it
 	}
-	if !slices.Equal(seeMounts(k.watch.Spaces()), was.mounts) {
+	if !slices.Equal(seeMounts(k.watch.Spaces(), p.From.Mount.Dev), was.mounts) {
 		return false, nil
 	}
 	now, err := look(k.reader, p.From.Mount.Dev, slices.Collect(maps.Keys(k.users)))
 	if err != nil {
 		return false, nil
 	}
-	if !k.unchanged(was.look, now) || !k.unchangedByName(now) {
+	if !k.unchanged(was.look, now) || !k.unchangedInProc(now) {
 		return false, nil
 	}
 	p.takeUses(now)
@@ -138,8 +136,8 @@ func (k *knowledge) unchanged(before, now *kernelLook) bool {
 // holds says whether there is anything of the file system.
 func (u *kernelUse) holds() bool { return len(u.files)+len(u.mappings)+len(u.places) > 0 }
 
-// unchangedByName says the same of what only /proc tells, of those who are stopped.
-func (k *knowledge) unchangedByName(now *kernelLook) bool {
+// unchangedInProc says the same of what only /proc tells, of those who are stopped.
+func (k *knowledge) unchangedInProc(now *kernelLook) bool {
 	pids := slices.Collect(maps.Keys(k.stopped))
 	var next atomic.Int64
 	var changed atomic.Bool
@@ -162,8 +160,7 @@ func (k *knowledge) unchangedByName(now *kernelLook) bool {
 }
 
 // unchanged says whether a process that is stopped now is the one that was
-// read, has the tasks that it had, and all its files under the names that they
-// had.
+// read, has the tasks that it had, and files of the same kinds.
 func (v *visit) unchanged(use *kernelUse, buf []byte) bool {
 	name := "/proc/" + strconv.Itoa(v.pid)
 	var st unix.Stat_t
@@ -184,70 +181,7 @@ func (v *visit) unchanged(use *kernelUse, buf []byte) bool {
 	if err != nil || stat.gone() || !r.sameTasks(dir, &stat, &reader{large: buf}) {
 		return false
 	}
-	return r.sameNames(dir) && r.sameKinds(dir, buf)
-}
-
-// sameNames says whether all that the process has of the file system has the
-// names that were read.
-func (r *reading) sameNames(dir procDir) bool {
-	buf := make([]byte, unix.PathMax+1)
-	same := func(fd int, name, text string) bool { return sameName(fd, name, text, buf) }
-	below := func(name string, each func(links procDir) bool) bool {
-		links, err := dir.open(name)
-		if err != nil {
-			return false
-		}
-		defer links.close()
-		return each(links)
-	}
-	for _, t := range r.tables {
-		if len(t.fds) > 0 && !below(t.tasks[0].below()+"fd", func(links procDir) bool {
-			var wait sync.WaitGroup
-			var other atomic.Bool
-			for part := range slices.Chunk(t.fds, max(tablePart, (len(t.fds)+1)/runtime.GOMAXPROCS(0))) {
-				wait.Add(1)
-				go func() {
-					defer wait.Done()
-					buf := make([]byte, unix.PathMax+1)
-					for _, fd := range part {
-						if !sameName(links.fd, strconv.Itoa(fd.ref.FD), fd.text, buf) {
-							other.Store(true)
-							return
-						}
-					}
-				}()
-			}
-			wait.Wait()
-			return !other.Load()
-		}) {
-			return false
-		}
-	}
-	if len(r.space.maps) > 0 && !below("map_files", func(links procDir) bool {
-		for i := range r.space.maps {
-			m := &r.space.maps[i]
-			if !same(links.fd, strconv.FormatUint(m.start, 16)+"-"+strconv.FormatUint(m.end, 16), m.text) {
-				return false
-			}
-		}
-		return true
-	}) {
-		return false
-	}
-	for _, c := range r.contexts {
-		if c.cwd != nil && !same(dir.fd, c.tasks[0].below()+"cwd", c.cwd.text) ||
-			c.root != nil && !same(dir.fd, c.tasks[0].below()+"root", c.root.text) {
-			return false
-		}
-	}
-	return r.exe == nil || same(dir.fd, "exe", r.exe.text)
-}
-
-// sameName says whether a link in a directory in /proc has that text. buf has room
-// for the longest.
-func sameName(fd int, name, text string, buf []byte) bool {
-	n, err := unix.Readlinkat(fd, name, buf)
-	return err == nil && string(buf[:n]) == text
+	return r.sameKinds(dir, buf)
 }
 
 // sameKinds says whether the files of the process that others can change while it

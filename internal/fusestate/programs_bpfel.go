@@ -98,13 +98,14 @@ type programsNode struct {
 	Nlink      uint32
 	Mode       uint32
 	Locked     uint32
-	Pad        uint32
+	Unwritten  uint32
 }
 
 type programsOpen struct {
 	_         structs.HostLayout
 	File      uint64
 	Fh        uint64
+	Name      uint64
 	Pos       int64
 	Flags     uint32
 	Mode      uint32
@@ -127,6 +128,7 @@ type programsPlaceRecord struct {
 	Tid    int32
 	Tgid   int32
 	Holder uint64
+	Name   uint64
 	Place  uint32
 	Mount  int32
 	Node   programsNode
@@ -198,6 +200,7 @@ type programsProgramSpecs struct {
 type programsMapSpecs struct {
 	Conns   *ebpf.MapSpec `ebpf:"conns"`
 	Others  *ebpf.MapSpec `ebpf:"others"`
+	Room    *ebpf.MapSpec `ebpf:"room"`
 	Scratch *ebpf.MapSpec `ebpf:"scratch"`
 }
 
@@ -212,6 +215,7 @@ type programsVariableSpecs struct {
 	FromCount       *ebpf.VariableSpec `ebpf:"from_count"`
 	Left            *ebpf.VariableSpec `ebpf:"left"`
 	MappingRecord   *ebpf.VariableSpec `ebpf:"mapping_record_"`
+	NotOwn          *ebpf.VariableSpec `ebpf:"not_own"`
 	OnlyOthers      *ebpf.VariableSpec `ebpf:"only_others"`
 	OnlyTid         *ebpf.VariableSpec `ebpf:"only_tid"`
 	PlaceRecord     *ebpf.VariableSpec `ebpf:"place_record_"`
@@ -241,6 +245,7 @@ func (o *programsObjects) Close() error {
 type programsMaps struct {
 	Conns   *ebpf.Map `ebpf:"conns"`
 	Others  *ebpf.Map `ebpf:"others"`
+	Room    *ebpf.Map `ebpf:"room"`
 	Scratch *ebpf.Map `ebpf:"scratch"`
 }
 
@@ -248,6 +253,7 @@ func (m *programsMaps) Close() error {
 	return _ProgramsClose(
 		m.Conns,
 		m.Others,
+		m.Room,
 		m.Scratch,
 	)
 }
@@ -263,6 +269,7 @@ type programsVariables struct {
 	FromCount       *ebpf.Variable `ebpf:"from_count"`
 	Left            *ebpf.Variable `ebpf:"left"`
 	MappingRecord   *ebpf.Variable `ebpf:"mapping_record_"`
+	NotOwn          *ebpf.Variable `ebpf:"not_own"`
 	OnlyOthers      *ebpf.Variable `ebpf:"only_others"`
 	OnlyTid         *ebpf.Variable `ebpf:"only_tid"`
 	PlaceRecord     *ebpf.Variable `ebpf:"place_record_"`

@@ -165,6 +165,13 @@ func (r *Reader) Read(parts Parts, pids ...int) (*State, error) {
 	if err := r.wantOthers(pids); err != nil {
 		return nil, fmt.Errorf("telling the program of %d processes: %w", len(pids), err)
 	}
+	var own uint32
+	if parts&NotOwn != 0 {
+		own = 1
+	}
+	if err := r.programs.Variables["not_own"].Set(own); err != nil {
+		return nil, fmt.Errorf("telling the program whom to leave out: %w", err)
+	}
 	s := &State{}
 	for _, i := range []struct {
 		part Parts

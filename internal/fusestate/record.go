@@ -71,7 +71,7 @@ func (s *State) parse(b []byte) ([]resume, error) {
 			var r programsPlaceRecord
 			if ok = take(&r, b, size); ok {
 				s.Places = append(s.Places, Place{
-					task(r.Tid, r.Tgid), PlaceKind(r.Place), r.Holder, int(r.Mount), node(&r.Node),
+					task(r.Tid, r.Tgid), PlaceKind(r.Place), r.Holder, int(r.Mount), r.Name, node(&r.Node),
 				})
 			}
 		case busyRecord, moreRecord:
@@ -109,13 +109,13 @@ func node(n *programsNode) Node {
 		Address: n.Inode, Conn: n.Conn, Dev: device(n.Dev),
 		ID: n.Nodeid, Lookups: n.Nlookup, Generation: n.Generation,
 		Ino: n.Ino, OrigIno: n.OrigIno, Links: n.Nlink, Mode: n.Mode, Size: n.Size,
-		Locked: n.Locked != 0,
+		Locked: n.Locked != 0, Unwritten: n.Unwritten != 0,
 	}
 }
 
 func open(o *programsOpen) Open {
 	return Open{
-		Address: o.File, Flags: o.Flags, Pos: o.Pos, Mount: int(o.Mount),
+		Address: o.File, Flags: o.Flags, Pos: o.Pos, Mount: int(o.Mount), Name: o.Name,
 		HasFH: o.HasFh != 0, FH: o.Fh, FOpen: o.OpenFlags,
 	}
 }

@@ -11,6 +11,9 @@ const (
 	Mappings                   // mappings
 	Places                     // working and root directories, executables
 
+	// NotOwn leaves out the Files of this process.
+	NotOwn
+
 	// MappingsOf is Mappings, but of the processes named only: walking those
 	// of all takes as long as they are many.
 	MappingsOf
@@ -88,6 +91,7 @@ type Node struct {
 	Mode       uint32 // type and permissions, as last heard
 	Size       int64  // as last heard, or as written since
 	Locked     bool   // it has locks or leases that the kernel knows of
+	Unwritten  bool   // pages of it have not been written to the daemon
 }
 
 // IsDir says whether the node is a directory.
@@ -98,7 +102,8 @@ type Open struct {
 	Address uint64 // of the struct file: descriptors with the same share it
 	Flags   uint32 // O_…
 	Pos     int64
-	Mount   int // mnt_id of the mount that it was opened through
+	Mount   int    // mnt_id of the mount that it was opened through
+	Name    uint64 // stands for the path on the file system; 0 if that is not known
 
 	// HasFH says that the daemon opened it, which it does not for O_PATH,
 	// FIFOs and the like. If it answers OPEN with ENOSYS, FH is 0.
@@ -171,6 +176,7 @@ type Place struct {
 	Kind   PlaceKind
 	Holder uint64 // address of the fs_struct (mm_struct for Exe)
 	Mount  int    // mnt_id
+	Name   uint64 // as of an Open
 	Node
 }
 

@@ -29,12 +29,13 @@ struct node {
 	u64 nodeid, nlookup, ino, orig_ino;
 	s64 size;
 	u32 dev, generation, nlink, mode;
-	u32 locked, pad;
+	u32 locked, unwritten;
 };
 
 struct open {
 	u64 file;
 	u64 fh;
+	u64 name;
 	s64 pos;
 	u32 flags, mode, open_flags;
 	s32 mount;
@@ -70,6 +71,7 @@ struct place_record {
 	u32 kind, len;
 	s32 tid, tgid;
 	u64 holder; /* fs_struct or mm_struct */
+	u64 name;
 	u32 place;
 	s32 mount;
 	struct node node;
@@ -120,6 +122,14 @@ struct {
 	struct conn_value *value;
 } scratch SEC(".maps");
 
+/* A mapping's record has no room on the stack of the programs that write it. */
+struct {
+	int (*type)[BPF_MAP_TYPE_PERCPU_ARRAY];
+	int (*max_entries)[1];
+	u32 *key;
+	struct mapping_record *value;
+} room SEC(".maps");
+
 /* What else processes that the reader put there have open. */
 struct others_value {
 	u64 count, mix;
@@ -143,6 +153,8 @@ volatile u64 from_address;
 volatile u32 from_count;
 /* Whether only the processes in others are looked at. */
 volatile u32 only_others;
+/* Whether files of the reader itself are passed over. */
+volatile u32 not_own;
 /* How many mappings of a task have been seen. */
 volatile u32 seen;
 /* How many records one task may still have in this call of the program: what
@@ -329,6 +341,47 @@ static __attribute__((noinline)) u32 is_locked(struct inode *inode)
 		(lease && lease != at + OFFSET(struct file_lock_context, flc_lease));
 }
 
+/* is_unwritten says whether there are pages that the daemon has not been sent, or
+ * not answered for. The marks of the page cache are the upper bits of the flags of
+ * its xarray (include/linux/xarray.h XA_FLAGS_MARK; where they begin differs, but
+ * the flags proper lie below). Before 6.16 pages that are on their way had none:
+ * writepages has those. */
+INLINE u32 is_unwritten(struct inode *inode)
+{
+	struct fuse_inode *fi = (void *)inode;
+	struct rb_node *under_way = NULL;
+	u32 flags = GET(inode, i_data.i_pages.xa_flags);
+
+	if (EXISTS(fi, writepages))
+		READ(under_way, fi, writepages.rb_node);
+	return flags >> 8 || under_way;
+}
+
+/* name_of stands for the path of a file within its file system, which is another one
+ * when a directory on it or the file itself is renamed or removed; 0 if it is too
+ * deep down. */
+#define MAX_DEPTH 64
+static __attribute__((noinline)) u64 name_of(struct dentry *dentry)
+{
+	u64 mix = 0, of;
+	int i;
+
+	/* All in one variable: stack is scarce where this is called. */
+	for (i = 0; i < MAX_DEPTH; i++) {
+		of = 0;
+		READ(of, dentry, d_name.hash_len);
+		mix = (mix ^ (u64)dentry ^ of << 1) * 0x9e3779b97f4a7c15ULL;
+		mix ^= mix >> 32;
+		READ(of, dentry, d_hash.pprev);
+		mix ^= !of;
+		READ(of, dentry, d_parent);
+		if (!of || of == (u64)dentry)
+			return mix | 1;
+		dentry = (void *)of;
+	}
+	return 0;
+}
+
 INLINE void fill_node(struct node *n, struct inode *inode)
 {
 	struct fuse_inode *fi = (void *)inode;
@@ -350,7 +403,7 @@ INLINE void fill_node(struct node *n, struct inode *inode)
 	n->nlink = GET(inode, i_nlink);
 	n->mode = GET(inode, i_mode);
 	n->locked = is_locked(inode);
-	n->pad = 0;
+	n->unwritten = is_unwritten(inode);
 }
 
 /* mount_id goes from the part of a struct mount that everybody sees to the
@@ -375,6 +428,7 @@ INLINE void fill_open(struct open *o, struct file *file, struct inode *inode)
 	o->mode = GET(file, f_mode);
 	o->pos = GET(file, f_pos);
 	o->mount = mount_id(GET(file, f_path.mnt));
+	o->name = name_of(GET(file, f_path.dentry));
 	o->fh = 0;
 	o->open_flags = 0;
 	o->has_fh = 0;
@@ -479,7 +533,7 @@ int fuse_files(struct bpf_iter__task_file *ctx)
 	struct file *file = ctx->file;
 	struct inode *inode;
 
-	if (!task || !file)
+	if (!task || !file || (not_own && (u32)task->tgid == bpf_get_current_pid_tgid() >> 32))
 		return 0;
 	inode = GET(file, f_inode);
 	if (!inode)
@@ -493,7 +547,7 @@ int fuse_files(struct bpf_iter__task_file *ctx)
 	return 0;
 }
 
-INLINE void place(struct seq_file *seq, struct task_struct *task, u32 which, void *holder, struct vfsmount *mnt, struct inode *inode)
+INLINE void place(struct seq_file *seq, struct task_struct *task, u32 which, void *holder, struct vfsmount *mnt, struct dentry *dentry, struct inode *inode)
 {
 	struct place_record r;
 
@@ -502,6 +556,7 @@ INLINE void place(struct seq_file *seq, struct task_struct *task, u32 which, voi
 	r.tid = task->pid;
 	r.tgid = task->tgid;
 	r.holder = (u64)holder;
+	r.name = name_of(dentry);
 	r.place = which;
 	r.mount = mount_id(mnt);
 	fill_node(&r.node, inode);
@@ -528,11 +583,11 @@ int fuse_places(struct bpf_iter__task *ctx)
 		dentry = GET(fs, pwd.dentry);
 		inode = GET(dentry, d_inode);
 		if (on_fuse(inode))
-			place(ctx->meta->seq, task, PLACE_CWD, fs, GET(fs, pwd.mnt), inode);
+			place(ctx->meta->seq, task, PLACE_CWD, fs, GET(fs, pwd.mnt), dentry, inode);
 		dentry = GET(fs, root.dentry);
 		inode = GET(dentry, d_inode);
 		if (on_fuse(inode))
-			place(ctx->meta->seq, task, PLACE_ROOT, fs, GET(fs, root.mnt), inode);
+			place(ctx->meta->seq, task, PLACE_ROOT, fs, GET(fs, root.mnt), dentry, inode);
 	}
 	mm = GET(task, mm);
 	if (mm && (task == leader || mm != GET(leader, mm))) {
@@ -540,7 +595,7 @@ int fuse_places(struct bpf_iter__task *ctx)
 		if (exe) {
 			inode = GET(exe, f_inode);
 			if (on_fuse(inode))
-				place(ctx->meta->seq, task, PLACE_EXE, mm, GET(exe, f_path.mnt), inode);
+				place(ctx->meta->seq, task, PLACE_EXE, mm, GET(exe, f_path.mnt), GET(exe, f_path.dentry), inode);
 		}
 	}
 	return 0;
@@ -548,21 +603,25 @@ int fuse_places(struct bpf_iter__task *ctx)
 
 INLINE long mapping(struct seq_file *seq, struct task_struct *task, struct vm_area_struct *vma, struct file *file, struct inode *inode)
 {
-	struct mapping_record r;
+	struct mapping_record *r;
+	u32 zero = 0;
 
-	r.kind = MAPPING_RECORD;
-	r.len = sizeof(r);
-	r.tid = task->pid;
-	r.tgid = task->tgid;
-	r.mm = (u64)GET(task, mm);
-	r.start = vma->vm_start;
-	r.end = vma->vm_end;
-	r.pgoff = vma->vm_pgoff;
-	r.flags = vma->vm_flags;
-	fill_node(&r.node, inode);
-	fill_open(&r.open, file, inode);
-	note_conn(r.node.conn);
-	return bpf_seq_write(seq, &r, sizeof(r));
+	r = bpf_map_lookup_elem(&room, &zero);
+	if (!r)
+		return 0;
+	r->kind = MAPPING_RECORD;
+	r->len = sizeof(*r);
+	r->tid = task->pid;
+	r->tgid = task->tgid;
+	r->mm = (u64)GET(task, mm);
+	r->start = vma->vm_start;
+	r->end = vma->vm_end;
+	r->pgoff = vma->vm_pgoff;
+	r->flags = vma->vm_flags;
+	fill_node(&r->node, inode);
+	fill_open(&r->open, file, inode);
+	note_conn(r->node.conn);
+	return bpf_seq_write(seq, r, sizeof(*r));
 }
 
 INLINE void about_task(struct seq_file *seq, struct task_struct *task, u32 kind, u64 next)

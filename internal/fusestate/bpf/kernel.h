@@ -25,6 +25,7 @@ typedef unsigned long long u64;
 #define BPF_MAP_TYPE_PERCPU_ARRAY 6
 #define BPF_ANY 0
 #define BPF_F_NO_PREALLOC 1
+static u64 (*bpf_get_current_pid_tgid)(void) = (void *)14;
 static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
 static long (*bpf_map_update_elem)(void *map, const void *key, const void *value, u64 flags) = (void *)2;
 static long (*bpf_probe_read_kernel)(void *to, u32 size, const void *from) = (void *)113;
@@ -89,6 +90,14 @@ struct file_lock_context {
 	struct list_head flc_flock, flc_posix, flc_lease;
 };
 
+struct xarray {
+	u32 xa_flags;
+};
+
+struct address_space {
+	struct xarray i_pages;
+};
+
 struct inode {
 	u16 i_mode;
 	u32 i_rdev;
@@ -98,10 +107,22 @@ struct inode {
 	s64 i_size;
 	struct super_block *i_sb;
 	struct file_lock_context *i_flctx;
+	struct address_space i_data;
+};
+
+struct qstr {
+	u64 hash_len;
+};
+
+struct hlist_bl_node {
+	struct hlist_bl_node **pprev;
 };
 
 struct dentry {
 	struct inode *d_inode;
+	struct dentry *d_parent;
+	struct qstr d_name;
+	struct hlist_bl_node d_hash;
 };
 
 struct vfsmount {
@@ -167,9 +188,16 @@ struct fuse_mount {
 	struct list_head fc_entry;
 };
 
+struct rb_node;
+
+struct rb_root {
+	struct rb_node *rb_node;
+};
+
 struct fuse_inode {
 	struct inode inode;
 	u64 nodeid, nlookup, orig_ino;
+	struct rb_root writepages;
 };
 
 struct fuse_file {
