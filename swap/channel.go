@@ -22,10 +22,10 @@ type channel struct {
 
 // send queues one message with files' descriptions and a number. It never
 // blocks: a target that reads too late is an error, not a wait.
-func (c *channel) send(number int32, files []*os.File) error {
+func (c *channel) send(number int32, files message) error {
 	fds := make([]int, len(files))
 	for i, f := range files {
-		fds[i] = int(f.Fd())
+		fds[i] = int((*f).Fd())
 	}
 	err := unix.Sendmsg(int(c.file.Fd()), binary.NativeEndian.AppendUint32(nil, uint32(number)), unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
 	if err != nil {

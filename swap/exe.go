@@ -185,7 +185,7 @@ type exchange struct {
 // tryExe receives the new program and makes the call that exchanges it in
 // vain.
 func (p *program) tryExe(e *Executable) {
-	x := &exchange{fd: p.receive(p.Zero(4), message{e.Replacement})[0]}
+	x := &exchange{fd: p.receive(p.Zero(4), message{&e.Replacement})[0]}
 	arg := make([]byte, 0, memoryMapSize+4) // Copy32 writes 8 bytes
 	for _, w := range e.words {
 		arg = binary.NativeEndian.AppendUint64(arg, w)

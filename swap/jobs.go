@@ -14,7 +14,9 @@ type job struct {
 	context *FSContext    // likewise
 	space   *AddressSpace // likewise
 
-	// Where a context that is changed was: O_PATH, opened by the stop.
+	program *program // nil until it has been written
+
+	// Where a context that is changed was: O_PATH.
 	oldCwd, oldRoot *os.File
 	// noWayBack says that there is no going there any more.
 	noWayBack bool

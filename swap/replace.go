@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -35,19 +33,6 @@ func (w *worker) close() {
 	w.job.close()
 }
 
-// close gives back the way back.
-func (j *job) close() {
-	for _, f := range []**os.File{&j.oldCwd, &j.oldRoot} {
-		if *f != nil {
-			(*f).Close()
-			*f = nil
-		}
-	}
-	if j.space != nil {
-		j.space.Exe.close()
-	}
-}
-
 // prepare takes every process to the point where only the verdict is missing.
 func (r *run) prepare(ctx context.Context) error {
 	if err := r.recreate(ctx); err != nil {
@@ -59,7 +44,7 @@ func (r *run) prepare(ctx context.Context) error {
 	if err := setPositions(r.plan.Usage); err != nil {
 		return err
 	}
-	first, further := jobs(r.plan.Usage)
+	first, further := r.ahead.jobs(r.plan.Usage)
 	r.teams = make([]team, len(r.stopped.tracers))
 	for i := range r.teams {
 		r.teams[i].tracer = i
@@ -190,37 +175,22 @@ func (r *run) newWorker(ctx context.Context, j *job, first bool) (*worker, error
 	if th == nil {
 		return nil, fmt.Errorf("thread %d of process %d: %w", j.task.TID, j.task.PID, ptrace.ErrGone)
 	}
-	if j.context != nil {
-		if err := j.holdDirectories(); err != nil {
-			return nil, err
-		}
-	}
 	if j.space != nil && j.space.Exe != nil {
 		if err := j.space.Exe.ready(ctx, th, j.task); err != nil {
 			j.close()
 			return nil, err
 		}
 	}
-	j.noWayBack = r.plan.Silent()
-	room, err := roomFor(j.task)
+	program, err := j.programNow(r.plan, r.verdict)
 	if err != nil {
+		j.close()
 		return nil, err
 	}
-	watched := len(j.table.watchFiles())
-	if n := len(j.table.early()) + watched; n >= room {
-		j.close()
-		return nil, fmt.Errorf("process %d: %d free descriptor numbers are needed, and %d are there", j.task.PID, n+1, room)
-	} else if watched > 0 {
-		if j.spare, err = spareNumber(j.task, n+ownNumbers); err != nil {
-			j.close()
-			return nil, err
-		}
-	}
-	var parked uint64
 	if first {
-		parked, _ = p.Parked()
+		word, _ := p.Parked()
+		program.letGo(word)
 	}
-	w := &worker{job: j, process: p, program: newProgram(j, r.verdict, room, parked)}
+	w := &worker{job: j, process: p, program: program}
 	if err := th.CheckFilters(w.program.Program); err != nil {
 		j.close()
 		return nil, err
@@ -238,99 +208,6 @@ func threadOf(p *ptrace.Process, tid int) *ptrace.Thread {
 		}
 	}
 	return nil
-}
-
-// holdDirectories opens the context's present directories, which asks no file
-// system: they are magic links, and O_PATH opens nothing.
-func (j *job) holdDirectories() error {
-	for _, d := range []struct {
-		link string
-		to   **os.File
-	}{{"cwd", &j.oldCwd}, {"root", &j.oldRoot}} {
-		name := fmt.Sprintf("/proc/%d/task/%d/%s", j.task.PID, j.task.TID, d.link)
-		fd, err := unix.Open(name, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return fmt.Errorf("holding %s: %w", name, err)
-		}
-		*d.to = os.NewFile(uintptr(fd), name)
-	}
-	return nil
-}
-
-// ownNumbers is how many descriptors a batch has beside those of files: the
-// pair, the verdict, the four directories, the program, and one to spare.
-const ownNumbers = 9
-
-// roomFor tells for how many further descriptors task's table has numbers.
-func roomFor(task Task) (int, error) {
-	limit, err := openFilesLimit(task.PID)
-	if err != nil {
-		return 0, err
-	}
-	open, err := openDescriptors(task)
-	if err != nil {
-		return 0, fmt.Errorf("counting the descriptors of process %d: %w", task.PID, err)
-	}
-	free := limit - open - ownNumbers
-	if free < 1 {
-		return 0, fmt.Errorf("process %d: %d of %d descriptors are open, and %d free ones are needed",
-			task.PID, open, limit, ownNumbers+1)
-	}
-	return free, nil
-}
-
-// openDescriptors counts what is in task's table. Since Linux 6.2 that is the
-// size of the directory (fs/proc/fd.c proc_fd_getattr).
-func openDescriptors(task Task) (int, error) {
-	dir := fmt.Sprintf("/proc/%d/task/%d/fd", task.PID, task.TID)
-	var st unix.Stat_t
-	if err := unix.Stat(dir, &st); err != nil {
-		return 0, err
-	}
-	if st.Size > 0 {
-		return int(st.Size), nil
-	}
-	names, err := os.ReadDir(dir)
-	return len(names), err
-}
-
-// openFilesLimit asks for RLIMIT_NOFILE. For another user's process prlimit(2)
-// wants CAP_SYS_RESOURCE; /proc/PID/limits takes longer and wants nothing.
-func openFilesLimit(pid int) (int, error) {
-	var rlimit unix.Rlimit
-	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &rlimit); err == nil && rlimit.Cur <= 1<<30 {
-		return int(rlimit.Cur), nil
-	}
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))
-	if err != nil {
-		return 0, fmt.Errorf("asking for the descriptor limit of process %d: %w", pid, err)
-	}
-	limit, err := parseOpenFilesLimit(string(text))
-	if err != nil {
-		return 0, fmt.Errorf("the descriptor limit of process %d: %w", pid, err)
-	}
-	return limit, nil
-}
-
-// parseOpenFilesLimit finds the soft limit in the text of /proc/PID/limits
-// (fs/proc/base.c proc_pid_limits). fs.nr_open bounds it, so it is a number.
-func parseOpenFilesLimit(text string) (int, error) {
-	for line := range strings.Lines(text) {
-		rest, found := strings.CutPrefix(line, "Max open files")
-		if !found {
-			continue
-		}
-		fields := strings.Fields(rest)
-		if len(fields) == 0 {
-			break
-		}
-		n, err := strconv.Atoi(fields[0])
-		if err != nil {
-			return 0, fmt.Errorf("limit of open files: %w", err)
-		}
-		return n, nil
-	}
-	return 0, errors.New("no line of open files")
 }
 
 // supply takes our end of the channel and sends all that the batch will

@@ -31,13 +31,13 @@ const (
 
 // watchFiles are the files that the batch gets for t's watches: for each the
 // new one and the old one.
-func (t *FDTable) watchFiles() (files []*os.File) {
+func (t *FDTable) watchFiles() (files message) {
 	if t == nil {
 		return nil
 	}
 	for _, in := range t.inotifies {
 		for _, w := range in.watches {
-			files = append(files, w.Replacement, w.old)
+			files = append(files, &w.Replacement, &w.old)
 		}
 	}
 	return files
@@ -89,7 +89,7 @@ func (p *program) moveWatches(t *FDTable, spare int) {
 	files := t.watchFiles()
 	var fds []ptrace.Ref
 	for part := range slices.Chunk(files, maxRights) {
-		fds = append(fds, p.receive(p.Zero(4), message(part))...)
+		fds = append(fds, p.receive(p.Zero(4), part)...)
 	}
 	p.open = append(p.open, fds...)
 	m := &mover{

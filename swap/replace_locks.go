@@ -58,7 +58,7 @@ func (p *program) receiveEarly(t *FDTable) {
 	for list := range slices.Chunk(t.early(), maxRights) {
 		files := make(message, len(list))
 		for i, d := range list {
-			files[i] = d.Replacement
+			files[i] = &d.Replacement
 		}
 		for i, fd := range p.receive(p.Zero(4), files) {
 			p.early[list[i]] = fd

@@ -40,10 +40,12 @@ type program struct {
 	exe     *exchange    // nil if the program stays
 	late    []func()     // what is done before that, once the verdict is known
 	dot     ptrace.Ref   // "."
+	parked  ptrace.Ref   // uint64: the address of the word that the process's other threads wait for; 0 if they don't
+	room    int
 }
 
-// message is one message of descriptions.
-type message []*os.File
+// message is one message of descriptions: those that are there when it is sent.
+type message []**os.File
 
 // movedRange is a mapping and the call that made its replacement.
 type movedRange struct {
@@ -72,11 +74,11 @@ const (
 var noFD = []byte{0xff, 0xff, 0xff, 0xff}
 
 // newProgram writes the batch for j. room is how many further descriptors the
-// table has numbers for; the batch never holds more at a time. parked is the
-// word that the process's other threads wait for; 0 if they don't.
-func newProgram(j *job, v *verdict, room int, parked uint64) *program {
-	p := &program{Program: ptrace.NewProgram()}
+// table has numbers for; the batch never holds more at a time.
+func newProgram(j *job, v *verdict, room int) *program {
+	p := &program{Program: ptrace.NewProgram(), room: room}
 	p.dot = p.String(".")
+	p.parked = p.Zero(8)
 	out := p.Label()
 	p.FailTo(out)
 
@@ -95,7 +97,7 @@ func newProgram(j *job, v *verdict, room int, parked uint64) *program {
 	// The verdict comes first; the message says the number of our end, which
 	// ppoll needs in its struct pollfd.
 	pollfd := p.Data(binary.NativeEndian.AppendUint32(bytes.Clone(noFD), unix.POLLRDHUP)) // events, then revents
-	word := p.receive(pollfd, message{v.file})[0]
+	word := p.receive(pollfd, message{&v.file})[0]
 	p.closeFD(theirs)
 
 	if j.space != nil {
@@ -150,11 +152,16 @@ func newProgram(j *job, v *verdict, room int, parked uint64) *program {
 	}
 	p.closeFD(ours)
 	p.Bind(out)
-	if parked != 0 {
-		p.wake(ptrace.Const(parked), math.MaxInt32).Ignore()
-	}
+	none := p.Label()
+	p.BranchEqual(p.parked, 0, none)
+	p.wake(p.parked.Uint64(), math.MaxInt32).Ignore()
+	p.Bind(none)
 	return p
 }
+
+// letGo makes the program, at its end, let threads go that wait for a word at that
+// address: what else is in its page makes that one whose low 32 bits are not 0.
+func (p *program) letGo(word uint64) { p.Put64(p.parked, word) }
 
 // orphanTime is how long a batch waits for the swapper's first message. While
 // the process itself holds both ends of the pair, the swapper's death does not
@@ -267,18 +274,18 @@ func (p *program) receive(into ptrace.Ref, files message) []ptrace.Ref {
 
 // mapNew maps the new files beside the old mappings.
 func (p *program) mapNew(s *AddressSpace, room int) {
-	var files []*os.File
+	var files message
 	index := map[*os.File]int{}
 	for _, m := range s.Mappings {
 		if _, known := index[m.Replacement]; !known {
 			index[m.Replacement] = len(files)
-			files = append(files, m.Replacement)
+			files = append(files, &m.Replacement)
 		}
 	}
 	room = max(1, min(room-1, maxRights)) // the verdict stays open
 	for first := 0; first < len(files); first += room {
 		part := files[first:min(first+room, len(files))]
-		fds := p.receive(p.Zero(4), message(part))
+		fds := p.receive(p.Zero(4), part)
 		for _, m := range s.Mappings {
 			i := index[m.Replacement] - first
 			if i < 0 || i >= len(part) {
@@ -301,14 +308,14 @@ func (p *program) mapNew(s *AddressSpace, room int) {
 // changeDirectories moves root and working directory. What j holds open of
 // the old ones is the way back.
 func (p *program) changeDirectories(j *job) {
-	root, cwd := j.oldRoot, j.oldCwd
+	root, cwd := &j.oldRoot, &j.oldCwd
 	if d := j.context.Root; d != nil {
-		root = d.Replacement
+		root = &d.Replacement
 	}
 	if d := j.context.Cwd; d != nil {
-		cwd = d.Replacement
+		cwd = &d.Replacement
 	}
-	fds := p.receive(p.Zero(4), message{root, cwd, j.oldRoot, j.oldCwd})
+	fds := p.receive(p.Zero(4), message{root, cwd, &j.oldRoot, &j.oldCwd})
 	p.open = append(p.open, fds...)
 	if j.noWayBack {
 		p.tryDirectories(j, fds[0], fds[1])
@@ -346,7 +353,7 @@ func (p *program) replaceFDs(t *FDTable, room int) {
 	for part := range slices.Chunk(late, room) {
 		files := make(message, len(part))
 		for i, fd := range part {
-			files[i] = fd.Description.Replacement
+			files[i] = &fd.Description.Replacement
 		}
 		fds := p.receive(payload, files)
 		for i, fd := range part {

@@ -38,7 +38,7 @@ func TestProgramSendsWhatItReceives(t *testing.T) {
 		}}}, 10, []int{1, 2}, 3},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			p := newProgram(&c.job, v, c.room, 0)
+			p := newProgram(&c.job, v, c.room)
 			var got []int
 			for _, m := range p.messages {
 				got = append(got, len(m))
@@ -91,6 +91,6 @@ func BenchmarkNewProgram(b *testing.B) {
 	defer v.close()
 	j := &job{table: tableOf(1000)}
 	for range b.N {
-		newProgram(j, v, 2000, 0)
+		newProgram(j, v, 2000)
 	}
 }

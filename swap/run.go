@@ -95,6 +95,7 @@ type run struct {
 	aborted  bool // the old connection is no more
 	killed   bool // it failed, and somebody was killed while it was stopped
 	verdict  *verdict
+	ahead    *ahead   // nil until everything else has been done before the stop
 	teams    []team   // one per tracer
 	old      *os.File // O_PATH: while it is open, no other file system gets its number
 	held     held
@@ -117,6 +118,7 @@ func (r *run) close() {
 	if r.journal != nil {
 		r.journal.close()
 	}
+	r.ahead.close()
 	r.held.close()
 	if r.old != nil {
 		r.old.Close()

@@ -165,6 +165,8 @@ func (r *run) stop(ctx context.Context) error {
 		return err
 	}
 	setEarlyPositions(r.plan.Usage)
+	r.ahead.close()
+	r.ahead = writeAhead(r.plan, r.verdict)
 	r.held.close()
 	r.held = hold(r.plan)
 	// What the plan has thrown away is memory that is there: what is new has to

@@ -151,6 +151,9 @@ func (p *Program) Zero(n int) Ref {
 	return r
 }
 
+// Put64 stores v at r, for runs that begin later.
+func (p *Program) Put64(r Ref, v uint64) { binary.NativeEndian.PutUint64(p.data[r.offset:], v) }
+
 // PutAddress stores the address of target at r, as the members of struct iovec
 // and struct msghdr need it. It is filled in when the program is run.
 func (p *Program) PutAddress(r, target Ref) {
