@@ -8,10 +8,12 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"spfs/internal/eintr"
+	"spfs/internal/fusedev"
 )
 
 // flusher writes back what processes wrote through the old mount and its
@@ -24,6 +26,39 @@ import (
 type flusher struct {
 	plan *Plan
 	done map[FDRef]uint64 // what has been flushed since everybody is stopped, and its inode
+}
+
+// skip notes that the descriptions have been flushed.
+func (f *flusher) skip(list []*Description) {
+	for _, d := range list {
+		for _, ref := range d.Refs {
+			f.done[ref] = d.Ino
+		}
+	}
+}
+
+// onlyPages says that flushing writes pages and does nothing else: the daemon has no
+// FLUSH, and the kernel keeps neither times nor sizes back from it.
+func (l *kernelLook) onlyPages() bool {
+	return l.conn != nil && l.conn.Unsupported&(1<<fusedev.OpFlush) != 0 && l.conn.Flags&fuse.CAP_WRITEBACK_CACHE == 0
+}
+
+// unwritten says whether anyone has a file or mapping of which there are pages that
+// the daemon does not have yet.
+func (l *kernelLook) unwritten() bool {
+	for _, u := range l.uses {
+		for i := range u.files {
+			if u.files[i].Unwritten {
+				return true
+			}
+		}
+		for i := range u.mappings {
+			if u.mappings[i].Unwritten {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // copies takes descriptors out of processes, of each by one pidfd.
@@ -89,11 +124,7 @@ func (f *flusher) flush(ctx context.Context, u *Usage, list []*Description) erro
 			covered[d.Ino] = true
 		}
 	}
-	for _, d := range list {
-		for _, ref := range d.Refs {
-			f.done[ref] = d.Ino
-		}
-	}
+	f.skip(list)
 	var next atomic.Int64
 	for range min(atOnce, len(list)) {
 		g.Go(func() error {

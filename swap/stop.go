@@ -195,17 +195,38 @@ func (r *run) stop(ctx context.Context) error {
 			return nil
 		}
 		fault.Point("users stopped")
+		r.plan.Stopped = r.stopped.pids()
+		if clean, err := r.clean(ctx); err != nil {
+			return tooLate(err)
+		} else if clean {
+			f.skip(pending)
+			fault.Point("flushed")
+			continue
+		}
 		r.phase("flushing what was written last")
 		if err := f.flush(ctx, r.plan.Usage, pending); err != nil {
 			return err
 		}
 		fault.Point("flushed")
-		r.plan.Stopped = r.stopped.pids()
 		r.phase("looking again")
 		if err := r.plan.Refresh(ctx); err != nil {
 			return tooLate(err)
 		}
 	}
+}
+
+// clean says that there is nothing to flush, and that the plan is up to date. It
+// does not say so, and may have brought the plan up to date all the same, if that
+// can't be told by a look at the kernel's tables.
+func (r *run) clean(ctx context.Context) (bool, error) {
+	was := r.plan.known.steady
+	if was == nil || !was.look.onlyPages() {
+		return false, nil
+	}
+	r.phase("looking again")
+	r.plan.known.stopped = r.plan.Stopped
+	same, err := r.plan.refreshSame(ctx)
+	return same && was.look.onlyPages() && !was.look.unwritten(), err
 }
 
 // tooLate makes a refusal an error like others: processes have been stopped.
