@@ -45,7 +45,8 @@ func (o *opener) noteSize(j *opening) {
 // ever it was read. A file's cache is one for all who have it open.
 func (o *opener) dropStale(j *opening) {
 	fd := int(j.got.file.Fd())
-	if unix.Fadvise(fd, 0, 0, unix.FADV_DONTNEED) == nil && cachedPages(fd) == 0 {
+	// There mostly are none, and each call counts: processes are stopped.
+	if cachedPages(fd) == 0 || unix.Fadvise(fd, 0, 0, unix.FADV_DONTNEED) == nil && cachedPages(fd) == 0 {
 		return
 	}
 	// Pages that somebody has mapped stay. Unless the daemon says
