@@ -51,16 +51,20 @@ type reader struct {
 	tid      atomic.Int32
 	visit    *visit
 	since    time.Time
+	ran      schedstat     // as it was when it had last run,
+	seen     time.Time     // which was seen then; zero if it has not been looked after
+	began    time.Duration // the processor time that it had had when it was first looked after
 	replaced bool
 }
 
 const (
 	// slow is when a thread's place is given on.
 	slow = 20 * time.Millisecond
-	// patience is when a thread that sleeps is given up. One that computes (a
-	// smaps of many gigabytes) is waited for longer.
+	// patience is when a thread is given up that has been asleep all the time: on
+	// a busy machine it may sleep often, and get little done in a while.
 	patience = 2 * time.Second
-	// endless is when one that computes is given up all the same.
+	// endless is when one is given up for what it computes (a smaps of many
+	// gigabytes), in time that it has had a processor.
 	endless = 10 * time.Second
 )
 
@@ -111,6 +115,7 @@ func (w *reader) next(done *visit) *visit {
 		return nil
 	}
 	w.visit, w.since = c.todo[0], time.Now()
+	w.seen = time.Time{}
 	c.todo = c.todo[1:]
 	c.readers[w] = true
 	return w.visit
@@ -147,10 +152,7 @@ func (c *crew) lookAfter() {
 			w.replaced = true
 			c.hire()
 		}
-		if lasted < patience && !w.visit.brief && c.ctx.Err() == nil {
-			continue
-		}
-		if c.ctx.Err() == nil && lasted < endless && w.computes() {
+		if !w.stuck() && c.ctx.Err() == nil {
 			continue
 		}
 		w.visit.stuck = true
@@ -159,16 +161,44 @@ func (c *crew) lookAfter() {
 	}
 }
 
-// computes says whether the thread is running, not waiting.
-func (w *reader) computes() bool {
+// stuck says whether the visit is to be given up. c is locked.
+func (w *reader) stuck() bool {
+	now, awake := w.schedstat()
+	if w.seen.IsZero() {
+		w.ran, w.seen, w.began = now, w.since, now.onCPU
+	}
+	if !awake && w.visit.brief {
+		return true
+	}
+	if awake || now != w.ran {
+		w.ran, w.seen = now, time.Now()
+	}
+	return time.Since(w.seen) >= patience || now.onCPU-w.began >= endless
+}
+
+// schedstat is how long a thread has had a processor, and how often: the first and
+// the third number of /proc/…/schedstat, all 0 in kernels without CONFIG_SCHED_INFO.
+type schedstat struct {
+	onCPU time.Duration
+	times uint64
+}
+
+// schedstat tells that of the thread, and whether it runs, or would if it could.
+func (w *reader) schedstat() (now schedstat, awake bool) {
 	tid := w.tid.Load()
 	if tid == 0 {
-		return true // not started yet
+		return now, true // not started yet
 	}
-	text, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/stat", tid))
+	task := fmt.Sprintf("/proc/self/task/%d/", tid)
+	text, err := os.ReadFile(task + "stat")
 	if err != nil {
-		return false
+		return now, false
 	}
 	stat, err := parseStat(text)
-	return err == nil && stat.state == 'R'
+	awake = err == nil && stat.state == 'R'
+	if text, err = os.ReadFile(task + "schedstat"); err == nil {
+		var waited uint64
+		fmt.Sscan(string(text), &now.onCPU, &waited, &now.times)
+	}
+	return now, awake
 }
