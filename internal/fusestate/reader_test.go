@@ -127,6 +127,25 @@ func TestOpenFilesAreWhatTheDaemonSaid(t *testing.T) {
 	}
 }
 
+func TestOwnFilesAreLeftOut(t *testing.T) {
+	server := withFiles(t)
+	own, err := os.OpenFile(server.path("other"), unix.O_PATH, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	client := startClient(t, "rdonly="+server.path("file"))
+	for _, parts := range []Parts{Files, Files | NotOwn} {
+		found := map[int]bool{}
+		for _, f := range read(t, reader(t), parts).Files {
+			found[f.PID] = true
+		}
+		if want := parts == Files; found[os.Getpid()] != want || !found[client.pid] {
+			t.Errorf("with parts %b, files were found: our own %v, want %v; a client's %v", parts, found[os.Getpid()], want, found[client.pid])
+		}
+	}
+}
+
 func TestOthersTellWhatElseIsOpened(t *testing.T) {
 	r := reader(t)
 	second := startClient(t)
