@@ -83,7 +83,7 @@ func (s *swrk) converse(request *rpc.CriuReq, notify criu.Notify) error {
 		if err != nil {
 			return err
 		}
-		if err := eintr.Retry(func() error { return unix.Sendto(int(s.socket.Fd()), out, unix.MSG_NOSIGNAL, nil) }); err != nil {
+		if err := s.send(out); err != nil {
 			return fmt.Errorf("asking CRIU: %w", err)
 		}
 		n, err := eintr.Get(func() (int, error) {
@@ -114,6 +114,20 @@ func (s *swrk) converse(request *rpc.CriuReq, notify criu.Notify) error {
 		}
 		message = &rpc.CriuReq{Type: rpc.CriuReqType_NOTIFY.Enum(), NotifySuccess: proto.Bool(true)}
 	}
+}
+
+// send sends a message whole. One of more than a socket takes at once by itself,
+// 200 KB mostly (net/unix/af_unix.c unix_dgram_sendmsg, EMSGSIZE), comes of a tree
+// that has thousands of files open.
+func (s *swrk) send(message []byte) error {
+	fd := int(s.socket.Fd())
+	const always, beside = 64 << 10, 4 << 10
+	if len(message) > always {
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, len(message)+beside); err != nil {
+			return fmt.Errorf("making room for %d bytes: %w", len(message), err)
+		}
+	}
+	return eintr.Retry(func() error { return unix.Sendto(fd, message, unix.MSG_NOSIGNAL, nil) })
 }
 
 // notified tells of an action, if it is one that somebody here does something
