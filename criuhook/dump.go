@@ -87,7 +87,7 @@ func Dump(ctx context.Context, o DumpOptions) (*Dumped, error) {
 	}
 	if seen.own {
 		for _, m := range seen.mounted {
-			request.External = append(request.External, fmt.Sprintf("mnt[%s]:%s", m.Mountpoint, m.key))
+			request.External = append(request.External, fmt.Sprintf("mnt[%s]:%s", m.Point, m.key))
 		}
 	}
 	done, err := extra.apply(request)

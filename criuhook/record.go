@@ -65,21 +65,21 @@ func record(dir *os.File, root int, session *handover.Session) (*Manifest, error
 	for i := range live {
 		lm := &live[i]
 		im := byID[lm.ID]
-		if served[lm.dev()] != nil {
+		if served[lm.Dev] != nil {
 			continue
 		}
 		if im == nil || own && im.key == "" {
 			continue // bound by CRIU itself from another mount, or not used
 		}
-		r := recorders[lm.dev()]
+		r := recorders[lm.Dev]
 		if r == nil {
 			r = &recorder{
-				fs:    FileSystem{Type: lm.FSType, Source: Text(lm.Source), Options: Text(lm.VFSOptions)},
+				fs:    FileSystem{Type: lm.FSType, Source: Text(lm.Source), Options: Text(lm.SuperOptions)},
 				nodes: make(map[string]*Node),
 				pos:   make(map[string]map[int64]bool),
 			}
 			defer r.close()
-			recorders[lm.dev()] = r
+			recorders[lm.Dev] = r
 		}
 		if err := r.addMount(root, lm, im.key); err != nil {
 			return nil, err
@@ -140,7 +140,7 @@ func assign(live []treeMount, files []imageFile) ([]imageMount, []imageFile, err
 		for i := range live {
 			m := &live[i]
 			// Of mounts at one point the last is on top.
-			if _, ok := below(m.Mountpoint, f.path); ok && (best == nil || len(m.Mountpoint) >= len(best.Mountpoint)) {
+			if _, ok := below(m.Point, f.path); ok && (best == nil || len(m.Point) >= len(best.Point)) {
 				best = m
 			}
 		}
@@ -152,9 +152,9 @@ func assign(live []treeMount, files []imageFile) ([]imageMount, []imageFile, err
 		if !seen[best.ID] {
 			seen[best.ID] = true
 			used = append(used, imageMount{
-				id: best.ID, parent: -1, dev: best.dev(), fuse: true,
-				root: best.Root, point: best.Mountpoint,
-				source: best.Source, options: best.VFSOptions,
+				id: best.ID, parent: -1, dev: best.Dev, fuse: true,
+				root: best.Root, point: best.Point,
+				source: best.Source, options: best.SuperOptions,
 			})
 		}
 	}
@@ -211,21 +211,21 @@ func (r *recorder) addMount(pid int, m *treeMount, key string) error {
 		return fmt.Errorf("the root of process %d: %w", pid, err)
 	}
 	defer unix.Close(root)
-	fd, err := unix.Openat2(root, m.Mountpoint, &unix.OpenHow{
+	fd, err := unix.Openat2(root, m.Point, &unix.OpenHow{
 		Flags:   unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_SYMLINKS,
 	})
 	if err != nil {
-		return fmt.Errorf("mount %s: %w", m.Mountpoint, err)
+		return fmt.Errorf("mount %s: %w", m.Point, err)
 	}
-	point := os.NewFile(uintptr(fd), m.Mountpoint)
+	point := os.NewFile(uintptr(fd), m.Point)
 	defer point.Close()
 	id, err := mountOf(point)
 	if err != nil {
-		return fmt.Errorf("mount %s: %w", m.Mountpoint, err)
+		return fmt.Errorf("mount %s: %w", m.Point, err)
 	}
 	if id != m.ID {
-		return fmt.Errorf("mount %s: another mount hides it; unmount that first", m.Mountpoint)
+		return fmt.Errorf("mount %s: another mount hides it; unmount that first", m.Point)
 	}
 	// A clone, to look beneath what is mounted on top of it.
 	var clone *os.File
@@ -234,10 +234,10 @@ func (r *recorder) addMount(pid int, m *treeMount, key string) error {
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("mount %s: %w", m.Mountpoint, err)
+		return fmt.Errorf("mount %s: %w", m.Point, err)
 	}
 	r.views = append(r.views, view{m.Root, clone})
-	r.fs.Mounts = append(r.fs.Mounts, Mount{Key: key, Point: Text(m.Mountpoint), Root: Text(m.Root), Flags: Text(m.Options)})
+	r.fs.Mounts = append(r.fs.Mounts, Mount{Key: key, Point: Text(m.Point), Root: Text(m.Root), Flags: Text(m.Options)})
 	return r.addNode(m.Root, nil)
 }
 

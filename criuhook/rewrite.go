@@ -53,7 +53,7 @@ func newNamer(dir *os.File, root int, files []handover.File, records []*handover
 		}
 	}
 	for _, m := range mounted {
-		n.points[m.ID] = m.Mountpoint
+		n.points[m.ID] = m.Point
 	}
 	descriptors, err := readDescriptors(dir)
 	if err != nil {

@@ -10,12 +10,12 @@ import (
 	"github.com/checkpoint-restore/go-criu/v7/crit/images/fdinfo"
 	"github.com/checkpoint-restore/go-criu/v7/crit/images/fown"
 	"github.com/checkpoint-restore/go-criu/v7/crit/images/regfile"
-	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	"spfs/handover"
+	"spfs/internal/mounts"
 )
 
 func marshal(t *testing.T, m proto.Message) []byte {
@@ -85,7 +85,7 @@ func TestFilesAreNamed(t *testing.T) {
 		{Key: "file[1:a]", MountID: 1, Ino: 10, Connection: 57, Node: 10, Path: "/mnt/d/f", Mode: unix.S_IFREG},
 		{Key: "file[1:d]", MountID: 1, Ino: 13, Connection: 57, Node: 13, Path: "/mnt/d", Mode: unix.S_IFDIR},
 		{Key: "file[1:9]", MountID: 1, Ino: 9, Connection: 57, Node: 9, Path: "/mnt/d/was", Mode: unix.S_IFREG, Unlinked: true},
-	}, []*handover.Record{record}, []treeMount{{Info: &mountinfo.Info{ID: 1, Mountpoint: "/mnt"}}}, true)
+	}, []*handover.Record{record}, []treeMount{{Mount: &mounts.Mount{ID: 1, Point: "/mnt"}}}, true)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,10 +29,10 @@ func recordServed(dir *os.File, root int, session *handover.Session, mounted []t
 			Record: r,
 		}
 		for _, m := range mounted {
-			if m.dev() != dev {
+			if m.Dev != dev {
 				continue
 			}
-			mount := Mount{Point: Text(m.Mountpoint), Root: Text(m.Root), Flags: Text(m.Options)}
+			mount := Mount{Point: Text(m.Point), Root: Text(m.Root), Flags: Text(m.Options)}
 			if own {
 				mount.Key = m.key
 			}

@@ -8,43 +8,25 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/moby/sys/mountinfo"
-	"golang.org/x/sys/unix"
-
 	"spfs/internal/mounts"
 	"spfs/internal/proctree"
 )
 
 // treeMount is one FUSE mount in the mount namespace of the tree's root.
 type treeMount struct {
-	*mountinfo.Info
+	*mounts.Mount
 	key string // for CRIU's --external
-}
-
-func (m *treeMount) dev() uint64 { return unix.Mkdev(uint32(m.Major), uint32(m.Minor)) }
-
-// isFUSE tells FUSE's file system types, with and without a subtype, from
-// fusectl and the like (fs/fuse/inode.c: fuse_fs_type, fuseblk_fs_type).
-func isFUSE(fstype string) bool {
-	kind, _, _ := strings.Cut(fstype, ".")
-	return kind == "fuse" || kind == "fuseblk"
 }
 
 // fuseMounts lists the FUSE mounts in the mount namespace of a process, each
 // with a key of its own.
-func fuseMounts(pid int) ([]treeMount, error) {
-	f, err := os.Open(fmt.Sprintf("/proc/%d/mountinfo", pid))
+func fuseMounts(pid int) (mounted []treeMount, err error) {
+	all, err := mounts.Of(pid)
 	if err != nil {
-		return nil, fmt.Errorf("the mounts of process %d: %w", pid, err)
+		return nil, err
 	}
-	defer f.Close()
-	all, err := mountinfo.GetMountsFromReader(f, nil)
-	if err != nil {
-		return nil, fmt.Errorf("the mounts of process %d: %w", pid, err)
-	}
-	var mounted []treeMount
 	for _, m := range all {
-		if isFUSE(m.FSType) {
+		if m.FUSE() {
 			mounted = append(mounted, treeMount{m, fmt.Sprintf("spfs-%d", len(mounted))})
 		}
 	}

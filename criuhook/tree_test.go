@@ -7,17 +7,6 @@ import (
 	"testing"
 )
 
-func TestIsFUSE(t *testing.T) {
-	for fstype, want := range map[string]bool{
-		"fuse": true, "fuse.sshfs": true, "fuseblk": true, "fuseblk.ntfs": true,
-		"fusectl": false, "ext4": false, "": false, "notfuse.sshfs": false,
-	} {
-		if isFUSE(fstype) != want {
-			t.Errorf("%q: %v", fstype, !want)
-		}
-	}
-}
-
 func TestBelow(t *testing.T) {
 	for _, c := range []struct {
 		dir, path, rel string

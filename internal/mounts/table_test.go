@@ -29,3 +29,14 @@ func TestOf(t *testing.T) {
 		t.Error("a process that there is not has mounts")
 	}
 }
+
+func TestFUSE(t *testing.T) {
+	for fstype, want := range map[string]bool{
+		"fuse": true, "fuse.sshfs": true, "fuseblk": true, "fuseblk.ntfs": true,
+		"fusectl": false, "ext4": false, "": false, "notfuse.sshfs": false,
+	} {
+		if (&Mount{FSType: fstype}).FUSE() != want {
+			t.Errorf("%q: %v", fstype, !want)
+		}
+	}
+}
