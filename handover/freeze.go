@@ -104,18 +104,30 @@ func (i *ice) open() error {
 	if !i.temporary {
 		return errors.Join(errs...)
 	}
-	members, err := i.cgroup.Members()
-	errs = append(errs, err)
-	for _, pid := range members {
-		to := i.before[pid]
-		if to == nil && len(i.before) > 0 {
-			to = i.before[slices.Min(slices.Collect(maps.Keys(i.before)))]
+	// They run, and may have children while they are moved.
+	const rounds = 1000
+	for range rounds {
+		members, err := i.cgroup.Members()
+		if err != nil {
+			return errors.Join(append(errs, err)...)
 		}
-		if to == nil {
-			continue
+		moved := false
+		for _, pid := range members {
+			to := i.before[pid]
+			if to == nil && len(i.before) > 0 {
+				to = i.before[slices.Min(slices.Collect(maps.Keys(i.before)))]
+			}
+			if to == nil || zombie(pid) {
+				continue // who has ended leaves by itself
+			}
+			err := to.Add(pid)
+			if err != nil && !errors.Is(err, unix.ESRCH) {
+				return errors.Join(append(errs, err)...)
+			}
+			moved = moved || err == nil
 		}
-		if err := to.Add(pid); err != nil && !errors.Is(err, unix.ESRCH) {
-			errs = append(errs, err)
+		if !moved {
+			break
 		}
 	}
 	return errors.Join(errs...)

@@ -64,26 +64,34 @@ func (j *journal) putBack() error {
 		i.before[pid] = h.Open(path)
 	}
 	var all []*devfuse.Description
-	var daemons []int
 	for n := range j.Devices {
 		d := &j.Devices[n]
 		d.Adopt(j.files[2*n], j.files[2*n+1])
 		all = append(all, d)
+	}
+	tracer := ptrace.New()
+	defer tracer.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), orphanTime)
+	defer cancel()
+	return errors.Join(putBackDaemons(ctx, tracer, all, i), i.open(), i.remove())
+}
+
+// putBackDaemons gives each daemon its devices back. Nobody else need be
+// stopped: what the others ask meanwhile waits for the daemons.
+func putBackDaemons(ctx context.Context, tracer *ptrace.Tracer, all []*devfuse.Description, i *ice) error {
+	var daemons []int
+	for _, d := range all {
 		for _, holder := range d.Holders {
 			if !slices.Contains(daemons, holder.PID) {
 				daemons = append(daemons, holder.PID)
 			}
 		}
 	}
-	tracer := ptrace.New()
-	defer tracer.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), orphanTime)
-	defer cancel()
 	var errs []error
 	for _, pid := range daemons {
 		errs = append(errs, putBackDaemon(ctx, tracer, pid, all, i))
 	}
-	return errors.Join(append(errs, i.open(), i.remove())...)
+	return errors.Join(errs...)
 }
 
 // putBackDaemon gives one daemon its devices back.

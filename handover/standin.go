@@ -27,6 +27,10 @@ type standIn struct {
 	restore bool // the connection is a new one, and the daemon never saw it
 	strict  bool // dump: the daemon goes on, and its counts of lookups must stay true
 
+	threads *threads // dump: who asks; nil before anybody but this process can
+
+	statfsFor int // the thread that asked for STATFS last, as the connection names it; -1: none
+
 	pause   func()        // lets the request that is being answered be the last one
 	failed  chan struct{} // closed when err is set
 	initial chan struct{} // closed when INIT was answered or refused
@@ -57,6 +61,7 @@ func standInOn(conn *fusedev.Conn, rec *Record, restore bool) *standIn {
 		conn:      conn,
 		rec:       rec,
 		restore:   restore,
+		statfsFor: -1,
 		pause:     func() {},
 		failed:    make(chan struct{}),
 		initial:   make(chan struct{}),
@@ -279,6 +284,9 @@ func (s *standIn) lacks(op fusedev.Opcode) bool {
 // reply does what a request asks for, and returns how to answer it, or nil.
 func (s *standIn) reply(req fusedev.Request) func() {
 	op := req.Opcode()
+	if s.threads != nil && s.daemons(req) {
+		return s.keep(req)
+	}
 	if s.lacks(op) {
 		return s.errno(req, unix.ENOSYS)
 	}
@@ -302,6 +310,7 @@ func (s *standIn) reply(req fusedev.Request) func() {
 	case fusedev.OpFlush, fusedev.OpFsync, fusedev.OpFsyncdir, fusedev.OpSyncfs, fusedev.OpDestroy:
 		return s.errno(req, 0) // nothing was written
 	case fusedev.OpStatfs:
+		s.statfsFor = req.TID()
 		return s.statfsReply(req)
 	case fusedev.OpIoctl:
 		return s.errno(req, unix.ENOTTY)

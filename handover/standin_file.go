@@ -60,8 +60,8 @@ func (s *standIn) release(req fusedev.Request) func() {
 	case s.handles.release(node, fh, flags):
 		return s.errno(req, 0)
 	case !s.restore:
-		s.kept++
-		return nil // the daemon gets it when it goes on (FUSE_NOTIFY_RESEND)
+		s.kept++ // as in keep: a process has died, which does no harm
+		return nil
 	}
 	s.failLocked(fmt.Errorf("handle %#x of node %d (%s) was released, and had not been given", fh, node, s.nameOf(node)))
 	return s.errno(req, unix.EIO)

@@ -308,7 +308,7 @@ func (s *stopper) standFor(r *Record) error {
 			return errors.Join(err, conn.Close())
 		}
 		s.standIns = append(s.standIns, a)
-		return nil
+		return a.learn(s.o.Root, d.Holders[0].PID, s.looker.systems[r.ID].root)
 	}
 	return fmt.Errorf("connection %d: its device is gone", r.ID)
 }
@@ -361,10 +361,19 @@ func (s *stopper) letGo() error { return s.letGoWithin(undoTime) }
 // letGoWithin is letGo, where whoever else traces the tree is waited for.
 func (s *stopper) letGoWithin(patience time.Duration) error {
 	var errs []error
-	if s.ice != nil && s.all() == nil {
-		errs = append(errs, s.regain(patience))
+	// From here on who asks waits for the daemons: nobody else reads the
+	// connections. What was kept for them comes first.
+	for _, a := range s.standIns {
+		t, err := a.endDump()
+		errs = append(errs, err)
+		if len(t.lookups) > 0 {
+			errs = append(errs, fmt.Errorf("connection %d: %d files were looked up while the daemon was stopped; it may be told to forget them once too often, and had best be started anew",
+				a.rec.ID, len(t.lookups)))
+		}
 	}
-	if s.census != nil {
+	if s.ice != nil && s.all() == nil {
+		errs = append(errs, s.putBackFrozen(patience))
+	} else if s.census != nil {
 		for _, p := range s.daemons {
 			ctx, cancel := context.WithTimeout(context.Background(), undoTime)
 			err := devfuse.Exchange(ctx, p, s.census.devices, true)
@@ -372,14 +381,6 @@ func (s *stopper) letGoWithin(patience time.Duration) error {
 			if err != nil && !errors.Is(err, ptrace.ErrGone) {
 				errs = append(errs, err)
 			}
-		}
-	}
-	for _, a := range s.standIns {
-		t, err := a.endDump()
-		errs = append(errs, err)
-		if len(t.lookups) > 0 {
-			errs = append(errs, fmt.Errorf("connection %d: %d files were looked up while the daemon was stopped; it may be told to forget them once too often, and had best be started anew",
-				a.rec.ID, len(t.lookups)))
 		}
 	}
 	s.standIns = nil
@@ -438,41 +439,12 @@ func (s *stopper) lost() error {
 	return errors.Join(errs...)
 }
 
-// regain stops the frozen tree again, thawed, so that something can be done in
-// it. Who has ended meanwhile is left out.
-func (s *stopper) regain(patience time.Duration) error {
+// putBackFrozen gives the daemons of the frozen tree their devices back, and
+// lets all of it run: it is thawed with the first of them.
+func (s *stopper) putBackFrozen(patience time.Duration) error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	isDaemon := s.census.daemon
-	for {
-		pids, err := s.ice.cgroup.Members()
-		if err != nil {
-			return err
-		}
-		pids = slices.DeleteFunc(pids, zombie)
-		if len(pids) == 0 {
-			return nil
-		}
-		ps, err := s.tracer.SeizeFrozen(ctx, pids, s.ice.cgroup.Thaw)
-		if err != nil {
-			var traced *ptrace.TracedError
-			if ctx.Err() == nil && (errors.Is(err, ptrace.ErrGone) || errors.As(err, &traced)) {
-				// It has ended, or whoever traces it is about to let go of it,
-				// which the kernel tells nobody.
-				time.Sleep(time.Millisecond)
-				continue
-			}
-			return fmt.Errorf("stopping the tree again: %w", err)
-		}
-		for _, p := range ps {
-			if isDaemon(p.PID) {
-				s.daemons = append(s.daemons, p)
-			} else {
-				s.clients = append(s.clients, p)
-			}
-		}
-		return nil
-	}
+	return putBackDaemons(ctx, s.tracer, s.census.devices, s.ice)
 }
 
 // explain says what a process was doing that did not stop.

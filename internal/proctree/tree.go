@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -60,4 +61,93 @@ func Stat(pid int) ([]string, error) {
 		return nil, fmt.Errorf("/proc/%d/stat has too few fields", pid)
 	}
 	return fields, nil
+}
+
+// Descends says whether a thread belongs to a process or to one of its
+// descendants. One that is gone does not.
+func Descends(tid, root int) bool {
+	for tid > 1 {
+		group, parent, err := family(tid)
+		if err != nil {
+			return false
+		}
+		if group == root {
+			return true
+		}
+		tid = parent
+	}
+	return tid == root
+}
+
+// family tells a thread's process and that one's parent.
+func family(tid int) (group, parent int, err error) {
+	numbers, err := status(tid, "Tgid", "PPid")
+	if err != nil {
+		return 0, 0, err
+	}
+	return numbers[0][0], numbers[1][0], nil
+}
+
+// Numbers are those that a thread has in each pid namespace: first in that of
+// /proc, which has to be this process's, last in its own.
+func Numbers(tid int) ([]int, error) {
+	numbers, err := status(tid, "NSpid")
+	if err != nil {
+		return nil, err
+	}
+	return numbers[0], nil
+}
+
+// status reads fields of /proc/TID/status that are numbers, at least one each.
+func status(tid int, names ...string) ([][]int, error) {
+	path := fmt.Sprintf("/proc/%d/status", tid)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	found := make([][]int, len(names))
+	for line := range strings.Lines(string(b)) {
+		name, values, _ := strings.Cut(line, ":")
+		i := slices.Index(names, name)
+		if i < 0 {
+			continue
+		}
+		for _, value := range strings.Fields(values) {
+			n, err := strconv.Atoi(value)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %s: %w", path, name, err)
+			}
+			found[i] = append(found[i], n)
+		}
+	}
+	for i, name := range names {
+		if len(found[i]) == 0 {
+			return nil, fmt.Errorf("%s has no %s", path, name)
+		}
+	}
+	return found, nil
+}
+
+// Kernel says whether a thread is one of the kernel's own.
+func Kernel(tid int) bool {
+	const kthread = 0x00200000 // PF_KTHREAD: include/linux/sched.h
+	return flags(tid)&kthread != 0
+}
+
+// Ending says whether a thread runs no program any more, but is not over.
+func Ending(tid int) bool {
+	const exiting = 0x00000004 // PF_EXITING
+	return flags(tid)&exiting != 0
+}
+
+func flags(tid int) uint64 {
+	fields, err := Stat(tid)
+	if err != nil {
+		return 0
+	}
+	n, err := strconv.ParseUint(fields[6], 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
 }

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strconv"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestTreeHasItsRootAndNobodyTwice(t *testing.T) {
@@ -49,5 +51,35 @@ func TestStatBeginsWithTheState(t *testing.T) {
 	}
 	if _, err := Stat(1 << 30); err == nil {
 		t.Error("a pid that cannot be has a state")
+	}
+}
+
+func TestWhoDescends(t *testing.T) {
+	child := exec.Command("sleep", "1000")
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer child.Wait()
+	defer child.Process.Kill()
+	self, pid := os.Getpid(), child.Process.Pid
+	for _, c := range []struct {
+		tid, root int
+		want      bool
+	}{
+		{self, self, true}, {pid, self, true}, {pid, pid, true}, {self, pid, false},
+		{unix.Gettid(), self, true}, {2, self, false}, {1 << 22, self, false}, {0, self, false},
+	} {
+		if got := Descends(c.tid, c.root); got != c.want {
+			t.Errorf("that %d descends from %d is %v", c.tid, c.root, got)
+		}
+	}
+	if numbers, err := Numbers(pid); err != nil || numbers[0] != pid {
+		t.Errorf("the numbers of %d are %v, %v", pid, numbers, err)
+	}
+	if Ending(pid) {
+		t.Error("it is taken for one that is ending")
+	}
+	if Kernel(self) || Kernel(1<<22) {
+		t.Error("it is taken for the kernel's")
 	}
 }
