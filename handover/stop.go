@@ -101,7 +101,7 @@ func (s *stopper) attempt(ctx context.Context) error {
 	if err := s.seizeRest(ctx); err != nil {
 		return err
 	}
-	if err := s.exchange(ctx); err != nil {
+	if err := s.exchange(); err != nil {
 		return err
 	}
 	return s.freeze(ctx)
@@ -258,7 +258,7 @@ func sameDevices(a, b []*devfuse.Description) bool {
 func (s *stopper) all() []*ptrace.Process { return slices.Concat(s.clients, s.daemons, s.rest) }
 
 // exchange takes the daemons' places.
-func (s *stopper) exchange(ctx context.Context) (err error) {
+func (s *stopper) exchange() (err error) {
 	if err := s.takePlaceholders(); err != nil {
 		return err
 	}
@@ -280,7 +280,7 @@ func (s *stopper) exchange(ctx context.Context) (err error) {
 		return err
 	}
 	for _, p := range s.daemons {
-		if err := devfuse.Exchange(ctx, p, s.census.devices, false); err != nil {
+		if err := s.exchangeIn(p, false); err != nil {
 			return err
 		}
 	}
@@ -290,6 +290,15 @@ func (s *stopper) exchange(ctx context.Context) (err error) {
 		}
 	}
 	return nil
+}
+
+// exchangeIn takes a daemon's place, or with back gives it its own. A dump that
+// is given up does not cut it off: what had been received just then, and was not
+// closed yet, would be left in the process.
+func (s *stopper) exchangeIn(p *ptrace.Process, back bool) error {
+	ctx, cancel := context.WithTimeout(context.Background(), undoTime)
+	defer cancel()
+	return devfuse.Exchange(ctx, p, s.census.devices, back)
 }
 
 // standFor begins to answer for a connection's daemon.
@@ -375,10 +384,7 @@ func (s *stopper) letGoWithin(patience time.Duration) error {
 		errs = append(errs, s.putBackFrozen(patience))
 	} else if s.census != nil {
 		for _, p := range s.daemons {
-			ctx, cancel := context.WithTimeout(context.Background(), undoTime)
-			err := devfuse.Exchange(ctx, p, s.census.devices, true)
-			cancel()
-			if err != nil && !errors.Is(err, ptrace.ErrGone) {
+			if err := s.exchangeIn(p, true); err != nil && !errors.Is(err, ptrace.ErrGone) {
 				errs = append(errs, err)
 			}
 		}

@@ -2,6 +2,7 @@ package test
 
 import (
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -17,6 +18,9 @@ func goesOn(t *testing.T, p *rig.Pod, what string, tree []int, devices []string)
 	if got := descriptorsOf(t, p.Daemon()); !slices.Equal(got, devices) {
 		t.Errorf("%s: the daemon's /dev/fuse are %v, want %v", what, got, devices)
 	}
+	if n := placeholders(t, p.Daemon()); n > 0 {
+		t.Errorf("%s: the daemon has %d placeholders", what, n)
+	}
 	if got := rig.Tree(p.PID); !slices.Equal(got, tree) {
 		t.Errorf("%s: the processes are %v, want %v", what, got, tree)
 	}
@@ -28,6 +32,21 @@ func goesOn(t *testing.T, p *rig.Pod, what string, tree []int, devices []string)
 	if t.Failed() {
 		t.Fatalf("%s; the pod says: %s", what, p.Log())
 	}
+}
+
+// placeholders counts the descriptors of a process that stand for a device.
+func placeholders(t *testing.T, pid int) (n int) {
+	t.Helper()
+	fds, err := filepath.Glob("/proc/" + itoa(pid) + "/fd/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range fds {
+		if link, err := os.Readlink(fd); err == nil && strings.Contains(link, "spfs-connection") {
+			n++
+		}
+	}
+	return n
 }
 
 // dumpFails dumps a pod, and has something go wrong each time; the pod must run
