@@ -147,8 +147,10 @@ func (t *Tracer) WaitAll(ctx context.Context, all []*Batch, then func(*Batch, er
 				if b.over {
 					continue
 				}
-				// Wait tells of errors.
-				if err := b.wait(ctx); err == nil && !b.over {
+				err := b.wait(ctx)
+				if b.over { // the thread was found to have left it
+					b.finish(err)
+				} else if err == nil { // Wait tells of errors
 					b.told = b.in.th.interrupt() == nil
 				}
 			}
