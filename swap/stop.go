@@ -164,6 +164,7 @@ func (r *run) stop(ctx context.Context) error {
 	if err := flushAll(ctx, r.plan); err != nil {
 		return err
 	}
+	warm(ctx, r.plan.Usage)
 	setEarlyPositions(r.plan.Usage)
 	r.ahead.close()
 	r.ahead = writeAhead(r.plan, r.verdict)
