@@ -19,6 +19,7 @@ type Result struct {
 	Status         int // exit status; 128 + the signal, as a shell has it
 	Stdout, Stderr string
 	Took           time.Duration
+	Peak           int64 // the most memory that it or one of its children had, in bytes
 }
 
 // Run runs a command to its end. A command that hangs fails t and is killed.
@@ -100,6 +101,7 @@ func (r *Running) Wait(t T) Result {
 			r.cmd.Args, patience, r.out.String(), r.err.String(), stack)
 	}
 	res := Result{Args: r.cmd.Args, Stdout: r.out.String(), Stderr: r.err.String(), Took: r.took}
+	res.Peak = r.cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss << 10
 	ws := r.cmd.ProcessState.Sys().(syscall.WaitStatus)
 	if res.Status = ws.ExitStatus(); ws.Signaled() {
 		res.Status = 128 + int(ws.Signal())

@@ -248,12 +248,17 @@ func (c *Counter) End(dir string) (bytes int64) {
 // first worker is last: its end is that of the threads.
 func (c *Counter) order(o uint64) {
 	c.t.Helper()
-	for i := len(c.Workers) - 1; i >= 0; i-- {
-		w := c.Workers[i]
-		before := w.st.obeyed.Load()
-		w.st.order.Store(o)
-		Await(c.t, patience, func() bool { return w.st.obeyed.Load() != before || !Alive(c.PID) },
-			"worker %d obeys (it is at: %s)", w.Number, w.Doing())
+	// The first comes last: what the others do shows in its pauses.
+	for _, some := range [][]*Worker{c.Workers[1:], c.Workers[:1]} {
+		before := make([]uint64, len(some))
+		for i, w := range some {
+			before[i] = w.st.obeyed.Load()
+			w.st.order.Store(o)
+		}
+		for i, w := range some {
+			Await(c.t, patience, func() bool { return w.st.obeyed.Load() != before[i] || !Alive(c.PID) },
+				"worker %d obeys (it is at: %s)", w.Number, w.Doing())
+		}
 	}
 }
 

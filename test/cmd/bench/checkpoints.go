@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"os/exec"
@@ -93,7 +94,7 @@ func checkpoint(t rig.T, p *rig.Pod, spfs bool) (dumped, restored time.Duration)
 	return dumped, restored
 }
 
-func median(d []time.Duration) time.Duration {
+func median[T cmp.Ordered](d []T) T {
 	slices.Sort(d)
 	return d[len(d)/2]
 }
