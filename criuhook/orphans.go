@@ -4,10 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,7 +20,7 @@ type orphanage struct {
 }
 
 func openOrphanage() (*orphanage, error) {
-	before, err := children()
+	before, err := proctree.Children(os.Getpid())
 	if err != nil {
 		return nil, err
 	}
@@ -54,7 +51,7 @@ func (o *orphanage) kill() {
 
 // come are the children that there were not before.
 func (o *orphanage) come() []int {
-	now, err := children()
+	now, err := proctree.Children(os.Getpid())
 	if err != nil {
 		return nil
 	}
@@ -81,29 +78,4 @@ func (o *orphanage) empty() error {
 			return fmt.Errorf("processes %v, which CRIU has left behind, do not end", left)
 		}
 	}
-}
-
-// children lists this process's children.
-func children() (pids []int, err error) {
-	lists, err := filepath.Glob("/proc/self/task/*/children")
-	if err != nil {
-		return nil, err
-	}
-	for _, list := range lists {
-		b, err := os.ReadFile(list)
-		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
-			continue // a thread that has ended; its children are others'
-		}
-		if err != nil {
-			return nil, err
-		}
-		for _, word := range strings.Fields(string(b)) {
-			pid, err := strconv.Atoi(word)
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", list, err)
-			}
-			pids = append(pids, pid)
-		}
-	}
-	return pids, nil
 }

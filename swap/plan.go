@@ -115,11 +115,11 @@ func (p *Plan) Refresh(ctx context.Context) error {
 }
 
 // forgetNames makes the kernel ask the new file system's daemon again for names that
-// have been looked up there and are not held open. It believes what it was told for as long as the daemon
-// said, and nobody tells it what is changed through the old mount since: that a file
-// has gone (to open it with O_CREAT would fail, for what is believed to be there is
-// opened, not made), has come, is another by now, or has grown (what is appended
-// would be written over its end).
+// have been looked up there and are not held open. It believes what it was told for
+// as long as the daemon said, and nobody tells it what is changed through the old
+// mount since: that a file has gone (to open it with O_CREAT would fail, for what is
+// believed to be there is opened, not made), has come, is another by now, or has
+// grown (what is appended would be written over its end).
 func (p *Plan) forgetNames(ctx context.Context) error {
 	if !p.To.Mount.FUSE() {
 		return nil

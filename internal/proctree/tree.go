@@ -11,28 +11,41 @@ import (
 
 // Of lists the processes of a tree by their pids, the root first.
 func Of(root int) ([]int, error) {
+	if _, err := os.Stat(fmt.Sprintf("/proc/%d", root)); err != nil {
+		return nil, fmt.Errorf("there is no process %d", root)
+	}
 	pids := []int{root}
 	for i := 0; i < len(pids); i++ {
-		// A child is listed under the thread that made it.
-		lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pids[i]))
+		children, err := Children(pids[i])
 		if err != nil {
 			return nil, err
 		}
-		if i == 0 && len(lists) == 0 {
-			return nil, fmt.Errorf("there is no process %d", root)
+		pids = append(pids, children...)
+	}
+	return pids, nil
+}
+
+// Children lists the children of a process, none if it is gone.
+func Children(pid int) (pids []int, err error) {
+	// A child is listed under the thread that made it.
+	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	if err != nil {
+		return nil, err
+	}
+	if _, err := os.Stat(fmt.Sprintf("/proc/%d", pid)); err == nil && len(lists) == 0 {
+		return nil, fmt.Errorf("/proc/%d tells no children: the kernel has no CONFIG_PROC_CHILDREN", pid)
+	}
+	for _, list := range lists {
+		b, err := os.ReadFile(list)
+		if err != nil {
+			continue // the thread ended since
 		}
-		for _, l := range lists {
-			b, err := os.ReadFile(l)
+		for _, word := range strings.Fields(string(b)) {
+			child, err := strconv.Atoi(word)
 			if err != nil {
-				continue // the thread ended since
+				return nil, fmt.Errorf("%s: %w", list, err)
 			}
-			for _, s := range strings.Fields(string(b)) {
-				pid, err := strconv.Atoi(s)
-				if err != nil {
-					return nil, fmt.Errorf("%s: %w", l, err)
-				}
-				pids = append(pids, pid)
-			}
+			pids = append(pids, child)
 		}
 	}
 	return pids, nil
