@@ -28,10 +28,9 @@ func TestProgramsAreWrittenAhead(t *testing.T) {
 	a := writeAhead(plan, v)
 	defer a.close()
 	written := func() map[int]*program {
-		first, _ := a.jobs(plan.Usage)
 		of := map[int]*program{}
-		for _, j := range first {
-			of[j.task.PID] = j.program
+		for _, jobs := range a.jobs(plan.Usage) {
+			of[jobs[0].task.PID] = jobs[0].program
 		}
 		if len(of) != 2 {
 			t.Fatalf("%d processes have jobs, want 2", len(of))

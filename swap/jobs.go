@@ -1,8 +1,11 @@
 package swap
 
 import (
+	"fmt"
 	"os"
 	"slices"
+
+	"golang.org/x/sys/unix"
 )
 
 // job is what one thread does, for itself and for all that share with it: the
@@ -22,12 +25,10 @@ type job struct {
 	noWayBack bool
 }
 
-// jobs divides u among as few threads as can do it. The first list holds at
-// most one job per process, that of the mappings if there are any; further holds,
-// by process, the jobs of other threads of it, with tables or directories of
-// their own. All run at the same time.
-func jobs(u *Usage) (first []*job, further map[int][]*job) {
-	further = map[int][]*job{}
+// jobs divides u among as few threads as can do it, by process. The first job of a
+// process is that of the mappings, if there are any; others are those of threads of
+// it with tables or directories of their own. All run at the same time.
+func jobs(u *Usage) (all [][]*job) {
 	// What few tasks share leaves the least choice, so it chooses first and
 	// what more of them share joins it.
 	type object struct {
@@ -65,16 +66,17 @@ next:
 		order = append(order, j)
 	}
 	slices.SortStableFunc(order, func(a, b *job) int { return rank(a) - rank(b) })
-	taken := map[int]bool{}
+	index := map[int]int{} // of a process in all
 	for _, j := range order {
-		if taken[j.task.PID] {
-			further[j.task.PID] = append(further[j.task.PID], j)
-		} else {
-			taken[j.task.PID] = true
-			first = append(first, j)
+		i, known := index[j.task.PID]
+		if !known {
+			i = len(all)
+			index[j.task.PID] = i
+			all = append(all, nil)
 		}
+		all[i] = append(all[i], j)
 	}
-	return first, further
+	return all
 }
 
 // put fills an empty slot.
@@ -91,4 +93,73 @@ func rank(j *job) int {
 		return 0
 	}
 	return 1
+}
+
+// foreseeable says whether the job is the same in the stop, if the plan is. Where
+// only the root is on the old file system, the working directory is one that
+// nobody has compared.
+func (j *job) foreseeable() bool {
+	return (j.space == nil || j.space.Exe == nil) && (j.context == nil || j.context.Root == nil) &&
+		len(j.table.watchFiles()) == 0
+}
+
+// programNow is the program that was written for j, or else a new one.
+func (j *job) programNow(p *Plan, v *verdict) (*program, error) {
+	room, err := roomFor(j.task)
+	if err != nil {
+		return nil, err
+	}
+	if j.program != nil && j.program.room <= room {
+		return j.program, nil
+	}
+	if j.context != nil {
+		if err := j.holdDirectories(); err != nil {
+			return nil, err
+		}
+	}
+	j.noWayBack = p.Silent()
+	watched := len(j.table.watchFiles())
+	if n := len(j.table.early()) + watched; n >= room {
+		return nil, fmt.Errorf("process %d: %d free descriptor numbers are needed, and %d are there", j.task.PID, n+1, room)
+	} else if watched > 0 {
+		if j.spare, err = spareNumber(j.task, n+ownNumbers); err != nil {
+			return nil, err
+		}
+	}
+	j.program = newProgram(j, v, room)
+	return j.program, nil
+}
+
+// close gives back the way back.
+func (j *job) close() {
+	for _, f := range []**os.File{&j.oldCwd, &j.oldRoot} {
+		if *f != nil {
+			(*f).Close()
+			*f = nil
+		}
+	}
+	j.program = nil
+	if j.space != nil {
+		j.space.Exe.close()
+	}
+}
+
+// holdDirectories opens the context's present directories, which asks no file
+// system: they are magic links, and O_PATH opens nothing.
+func (j *job) holdDirectories() error {
+	for _, d := range []struct {
+		link string
+		to   **os.File
+	}{{"cwd", &j.oldCwd}, {"root", &j.oldRoot}} {
+		if *d.to != nil {
+			continue
+		}
+		name := fmt.Sprintf("/proc/%d/task/%d/%s", j.task.PID, j.task.TID, d.link)
+		fd, err := unix.Open(name, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("holding %s: %w", name, err)
+		}
+		*d.to = os.NewFile(uintptr(fd), name)
+	}
+	return nil
 }

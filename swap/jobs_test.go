@@ -51,9 +51,10 @@ func TestJobs(t *testing.T) {
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			first, byProcess := jobs(&c.usage)
-			var further []*job
-			for pid, list := range byProcess {
+			var first, further []*job
+			for _, list := range jobs(&c.usage) {
+				pid := list[0].task.PID
+				first, list = append(first, list[0]), list[1:]
 				for _, j := range list {
 					if j.task.PID != pid {
 						t.Errorf("a job of %v is among those of process %d", j.task, pid)

@@ -44,14 +44,13 @@ func (r *run) prepare(ctx context.Context) error {
 	if err := setPositions(r.plan.Usage); err != nil {
 		return err
 	}
-	first, further := r.ahead.jobs(r.plan.Usage)
 	r.teams = make([]team, len(r.stopped.tracers))
 	for i := range r.teams {
 		r.teams[i].tracer = i
 	}
-	for _, j := range first {
-		t := &r.teams[r.stopped.tracerOf[j.task.PID]]
-		t.jobs = append(t.jobs, append([]*job{j}, further[j.task.PID]...))
+	for _, jobs := range r.ahead.jobs(r.plan.Usage) {
+		t := &r.teams[r.stopped.tracerOf[jobs[0].task.PID]]
+		t.jobs = append(t.jobs, jobs)
 	}
 	return r.each(func(t *team) error { return r.prepareTeam(ctx, t) })
 }
