@@ -153,18 +153,10 @@ func (f *flusher) flush(ctx context.Context, u *Usage, list []*Description) erro
 			})
 		}
 	}
-	all := make(chan error, 1)
-	go func() {
-		err := errors.Join(g.Wait(), maps.Wait())
-		from.close()
-		all <- err
-	}()
-	select {
-	case err := <-all:
-		return err
-	case <-ctx.Done():
-		return fmt.Errorf("flushing the old mount: its daemon does not answer: %w", ctx.Err())
-	}
+	return within(ctx, "flushing the old mount", func() error {
+		defer from.close()
+		return errors.Join(g.Wait(), maps.Wait())
+	})
 }
 
 // flushed flushes by closing fd, unless err says that it could not be had.

@@ -124,14 +124,8 @@ func (p *Plan) forgetNames(ctx context.Context) error {
 	if !p.To.Mount.FUSE() {
 		return nil
 	}
-	done := make(chan error, 1)
-	go func() { done <- mounts.Forget(p.opener.to) }()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return fmt.Errorf("making the kernel forget the names of --to %s: its daemon does not answer: %w", p.To.Path, ctx.Err())
-	}
+	what := "making the kernel forget the names of --to " + p.To.Path
+	return within(ctx, what, func() error { return mounts.Forget(p.opener.to) })
 }
 
 // learn looks once more at those who use the old file system, while they run:

@@ -313,21 +313,14 @@ func removeMade(ctx context.Context, rec *runRecord, found *Recovered) error {
 	if err != nil {
 		return err
 	}
-	done := make(chan error, 1)
-	go func() { // its daemon may hang
+	return within(ctx, fmt.Sprintf("removing what was made on %s", rec.To.Path), func() error {
 		defer root.Close()
 		var errs []error
 		for _, m := range rec.Made {
 			errs = append(errs, m.remove(root, rec.Processes))
 		}
-		done <- errors.Join(errs...)
-	}()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return fmt.Errorf("removing what was made on %s: its daemon does not answer: %w", rec.To.Path, ctx.Err())
-	}
+		return errors.Join(errs...)
+	})
 }
 
 // remove takes away the name, wherever it is. A mount that does not admit root

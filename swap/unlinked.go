@@ -142,9 +142,8 @@ func (p *Plan) askUnlinked(ctx context.Context) error {
 	if err != nil || len(files) == 0 {
 		return err
 	}
-	answer := make(chan []Obstacle, 1)
-	go func() {
-		var list []Obstacle
+	var list []Obstacle // whoever is not waited for has it for itself
+	err = within(ctx, "asking the old mount about unlinked files", func() error {
 		for _, f := range files {
 			if err := f.nameless(); err != nil && vanished(err) != nil {
 				list = append(list, Obstacle{
@@ -153,15 +152,12 @@ func (p *Plan) askUnlinked(ctx context.Context) error {
 				})
 			}
 		}
-		answer <- list
-	}()
-	select {
-	case list := <-answer:
-		p.Obstacles = append(p.Obstacles, list...)
 		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("asking the old mount about unlinked files: its daemon does not answer: %w", ctx.Err())
+	})
+	if err == nil {
+		p.Obstacles = append(p.Obstacles, list...)
 	}
+	return err
 }
 
 // nameless makes sure that f has no name left: who opened another hard link

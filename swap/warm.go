@@ -40,12 +40,7 @@ func warm(ctx context.Context, u *Usage) {
 			return nil
 		})
 	}
-	done := make(chan error, 1)
-	go func() { done <- g.Wait() }()
-	select {
-	case <-done:
-	case <-ctx.Done():
-	}
+	_ = within(ctx, "reading what will be copied over", g.Wait)
 }
 
 // readPages reads a part of a file, for the kernel to have it.
