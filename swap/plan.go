@@ -99,7 +99,6 @@ func (p *Plan) make(ctx context.Context) (err error) {
 //
 // It returns a [*RefusedError] if something is in the way now.
 func (p *Plan) Refresh(ctx context.Context) error {
-	p.known.stopped = p.Stopped
 	if same, err := p.refreshSame(ctx); same || err != nil {
 		return err
 	}

@@ -49,24 +49,37 @@ func seeMounts(spaces []*mounts.Space, dev uint64) (seen []mountsSeen) {
 // What it relies on are the kernel's tables, read once for the whole machine,
 // and for what else has to do with the file system what /proc alone can tell.
 func (p *Plan) refreshSame(ctx context.Context) (bool, error) {
+	now := p.lookSame(ctx)
+	if now == nil {
+		return false, nil
+	}
+	return p.takeSame(ctx, now)
+}
+
+// lookSame looks whether anything has changed, and returns nil if it has, or that
+// can't be told. It changes nothing of the plan.
+func (p *Plan) lookSame(ctx context.Context) *kernelLook {
 	k := p.known
+	k.stopped = p.Stopped
 	was := k.steady
 	if k.reader == nil || was == nil || p.abort || p.Silent() || len(p.Obstacles)+len(p.Usage.Watches) > 0 || !p.Usage.plain() {
-		return false, nil
+		return nil
 	}
 	if err := k.watch.Refresh(ctx); err != nil {
-		return false, nil // whoever looks at all tells it
+		return nil // whoever looks at all tells it
 	}
 	if !slices.Equal(seeMounts(k.watch.Spaces(), p.From.Mount.Dev), was.mounts) {
-		return false, nil
+		return nil
 	}
 	now, err := look(k.reader, p.From.Mount.Dev, slices.Collect(maps.Keys(k.users)))
-	if err != nil {
-		return false, nil
+	if err != nil || !k.unchanged(was.look, now) || !k.unchangedInProc(now) {
+		return nil
 	}
-	if !k.unchanged(was.look, now) || !k.unchangedInProc(now) {
-		return false, nil
-	}
+	return now
+}
+
+// takeSame brings the plan up to date by a look that has found nothing changed.
+func (p *Plan) takeSame(ctx context.Context, now *kernelLook) (bool, error) {
 	p.takeUses(now)
 	if p.judgeOld(p.Usage); p.Silent() || len(signalObstacles(p.Usage)) > 0 {
 		return false, nil
@@ -76,7 +89,7 @@ func (p *Plan) refreshSame(ctx context.Context) (bool, error) {
 	if !ok || err != nil {
 		return false, err
 	}
-	k.steady.look = now
+	p.known.steady.look = now
 	return true, nil
 }
 

@@ -216,18 +216,23 @@ func (r *run) stop(ctx context.Context) error {
 	}
 }
 
-// clean says that there is nothing to flush, and that the plan is up to date. It
-// does not say so, and may have brought the plan up to date all the same, if that
-// can't be told by a look at the kernel's tables.
+// clean says that there is nothing to flush, and that the plan is up to date, if a
+// look at the kernel's tables can tell that.
 func (r *run) clean(ctx context.Context) (bool, error) {
-	was := r.plan.known.steady
-	if was == nil || !was.look.onlyPages() {
+	k := r.plan.known
+	if k.steady == nil || !k.steady.look.onlyPages() {
 		return false, nil
 	}
 	r.phase("looking again")
-	r.plan.known.stopped = r.plan.Stopped
-	same, err := r.plan.refreshSame(ctx)
-	return same && was.look.onlyPages() && !was.look.unwritten(), err
+	now := r.plan.lookSame(ctx)
+	if now == nil {
+		k.steady = nil // whoever looks next need not look for that again
+		return false, nil
+	}
+	if !now.onlyPages() || now.unwritten() {
+		return false, nil
+	}
+	return r.plan.takeSame(ctx, now)
 }
 
 // tooLate makes a refusal an error like others: processes have been stopped.
