@@ -65,20 +65,17 @@ func imagePIDs(root int) (map[int]int, error) {
 	level := -1
 	inside := make(map[int]int, len(pids))
 	for _, pid := range pids {
-		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		numbers, err := proctree.Numbers(pid)
 		if err != nil {
 			return nil, err
 		}
-		numbers := strings.Fields(statusField(string(status), "NSpid"))
 		if level < 0 {
 			level = len(numbers) - 1
 		}
-		if level < 0 || level >= len(numbers) {
+		if level >= len(numbers) {
 			return nil, fmt.Errorf("process %s: NSpid has %d numbers", proctree.Name(pid), len(numbers))
 		}
-		if inside[pid], err = strconv.Atoi(numbers[level]); err != nil {
-			return nil, fmt.Errorf("process %s: NSpid: %w", proctree.Name(pid), err)
-		}
+		inside[pid] = numbers[level]
 	}
 	return inside, nil
 }

@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"strconv"
-	"strings"
 
 	"spfs/internal/mounts"
 	"spfs/internal/proctree"
@@ -78,23 +77,8 @@ func refuseProcess(pid int) error {
 	if flags&pfKthread != 0 {
 		return fmt.Errorf("process %s is a thread of the kernel", proctree.Name(pid))
 	}
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return nil
-	}
-	if tracer := statusField(string(status), "TracerPid"); tracer != "" && tracer != "0" {
-		n, _ := strconv.Atoi(tracer)
-		return fmt.Errorf("process %s is being traced by process %s, so CRIU cannot stop it; end that first", proctree.Name(pid), proctree.Name(n))
+	if tracer, err := proctree.Tracer(pid); err == nil && tracer != 0 {
+		return fmt.Errorf("process %s is being traced by process %s, so CRIU cannot stop it; end that first", proctree.Name(pid), proctree.Name(tracer))
 	}
 	return nil
-}
-
-// statusField returns a field of /proc/PID/status.
-func statusField(status, name string) string {
-	for _, line := range strings.Split(status, "\n") {
-		if v, ok := strings.CutPrefix(line, name+":"); ok {
-			return strings.TrimSpace(v)
-		}
-	}
-	return ""
 }

@@ -111,6 +111,15 @@ func Numbers(tid int) ([]int, error) {
 	return numbers[0], nil
 }
 
+// Tracer is the thread that traces one, or 0.
+func Tracer(tid int) (int, error) {
+	numbers, err := status(tid, "TracerPid")
+	if err != nil {
+		return 0, err
+	}
+	return numbers[0][0], nil
+}
+
 // status reads fields of /proc/TID/status that are numbers, at least one each.
 func status(tid int, names ...string) ([][]int, error) {
 	path := fmt.Sprintf("/proc/%d/status", tid)
