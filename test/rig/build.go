@@ -19,7 +19,7 @@ var Checkout = func() string {
 type Programs struct {
 	SPFS, Swap                      string // under test
 	Counter, Puppet, Container, Pod string // fixtures …
-	Threads                         string
+	Threads, Storm                  string
 	Loopback, Writeback             string // … that are FUSE daemons
 	Contained, Stopper, FaultyCRIU  string
 	CRIU, CRIUNext                  string // bin/criu and bin/criu-next, from "make deps"
@@ -49,7 +49,7 @@ func Build(t T) Programs {
 	return Programs{
 		SPFS: at("spfs"), Swap: at("spfs-swap"),
 		Counter: at("counter"), Puppet: at("puppet"), Container: at("container"), Pod: at("pod"),
-		Threads:  at("threads"),
+		Threads: at("threads"), Storm: at("storm"),
 		Loopback: at("loopback"), Writeback: at("writeback"),
 		Contained: at("contained"), Stopper: at("stopper"), FaultyCRIU: at("faultycriu"),
 		CRIU:     filepath.Join(Checkout, "bin", "criu"),
@@ -119,7 +119,7 @@ func buildInto(dir string) error {
 			return err
 		}
 	}
-	for _, name := range []string{"counter", "puppet", "container", "pod", "threads", "writeback"} {
+	for _, name := range []string{"counter", "puppet", "container", "pod", "threads", "storm", "writeback"} {
 		args := []string{"-std=gnu11", "-static", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread",
 			"-o", filepath.Join(dir, name), filepath.Join("test", "fixture", name+".c")}
 		if name == "writeback" { // what "pkg-config fuse3" says, of all in one directory
