@@ -27,23 +27,33 @@ const (
 	stagingPoint  = "new" // below a directory that its owner has locked
 )
 
-// newMount runs the command of --mount, if there is one, and makes the mount
-// that comes of it c's --to, with --move. The caller calls end after the swap.
+// newMount makes the mount that --mount or --to-fuse says, if one of them is
+// there, and c's --to of it, with --move. The caller calls end after the swap.
 func newMount(c *cli.Context) (end func() error, err error) {
 	nothing := func() error { return nil }
 	command := c.String("mount")
+	given := 0
+	for _, name := range []string{"to", "mount", "to-fuse"} {
+		if c.IsSet(name) {
+			given++
+		}
+	}
 	switch {
+	case given > 1:
+		return nil, exit.Usage("run: --to, --mount and --to-fuse exclude each other")
+	case c.IsSet("init") && !c.IsSet("to-fuse"):
+		return nil, exit.Usage("run: --init is for --to-fuse")
+	case c.IsSet("to-fuse"):
+		return stageFuse(c)
 	case !c.IsSet("mount"):
 		return nothing, nil
-	case c.IsSet("to"):
-		return nil, exit.Usage("run: --to and --mount exclude each other")
 	case !mountcmd.Mounts(command):
 		return nil, exit.Usage("run: --mount %q has no %%m, which stands for the directory where it must mount", command)
 	}
 	if err := privilege.NeedRoot(); err != nil {
 		return nil, err
 	}
-	s, err := newStaging()
+	s, err := newStaging(stagingPrefix)
 	if err != nil {
 		return nil, err
 	}
@@ -59,18 +69,42 @@ func newMount(c *cli.Context) (end func() error, err error) {
 	return s.end, nil
 }
 
+// stageFuse is newMount for --to-fuse.
+func stageFuse(c *cli.Context) (end func() error, err error) {
+	if c.String("from") == "" {
+		return nil, exit.Usage("run: --from is missing")
+	}
+	t, err := newToFuse(c)
+	if err != nil {
+		return nil, err
+	}
+	if err := privilege.NeedRoot(); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(c.Context, c.Duration("timeout"))
+	defer cancel()
+	if err := t.mount(ctx); err != nil {
+		return nil, fmt.Errorf("--to-fuse %s: %w", c.String("to-fuse"), err)
+	}
+	if err := errors.Join(c.Set("to", t.at.point()), c.Set("move", "true")); err != nil {
+		return nil, errors.Join(err, t.end())
+	}
+	return t.end, nil
+}
+
 // staging is a directory to mount something in.
 type staging struct {
 	path string
 	lock *os.File // the directory, locked while its owner lives
 }
 
-func newStaging() (*staging, error) {
+func newStaging(prefix string) (*staging, error) {
 	if err := os.MkdirAll(runDirectory, 0o700); err != nil {
 		return nil, err
 	}
 	sweepStaging()
-	path, err := os.MkdirTemp(runDirectory, stagingPrefix) // mode 0700
+	sweepKept()
+	path, err := os.MkdirTemp(runDirectory, prefix) // mode 0700
 	if err != nil {
 		return nil, err
 	}

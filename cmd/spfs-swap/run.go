@@ -21,7 +21,7 @@ import (
 var runCommand = &cli.Command{
 	Name:      "run",
 	Usage:     "move everyone who uses one mount to another, while they run",
-	UsageText: "spfs-swap run --from MOUNTPOINT --to MOUNTPOINT|--mount 'COMMAND' [--pid N|--tree N|--cgroup PATH] [--move] [--timeout 10s] [--trace FILE] [--json]",
+	UsageText: "spfs-swap run --from MOUNTPOINT --to MOUNTPOINT|--mount 'COMMAND'|--to-fuse PID:FD [--init FLAGS] [--pid N|--tree N|--cgroup PATH] [--move] [--timeout 10s] [--trace FILE] [--json]",
 	Description: `Whoever has files open, mapped, or as working or root directory on the FUSE
 file system at --from gets the same files of --to in their place, with the same
 numbers, offsets, flags, addresses and private pages. All of them are stopped
@@ -32,6 +32,14 @@ detached. --to stays mounted where it is, unless --move takes it away from there
 In place of --to, --mount gives a command for the shell that mounts it where %m
 stands. It is run first, and has --timeout to do so; should the swap be refused
 or fail, what it has mounted is unmounted again.
+
+--to-fuse names the open /dev/fuse of a daemon that lives, in place of a mount.
+What is mounted, or was and is in use still, is mounted once more. A connection
+that was never mounted is mounted with --from's options, and its INIT is answered
+in the place of the daemon, which has had one long ago: with --init, or so that
+any daemon can work with it. --init daemon leaves that to the daemon. Should the
+swap then be refused or fail, that mount is left where it is, for the daemon's
+connection would end with it; the error says where.
 
 If --from is an spfs stub, its gate is opened onto --to first, so that whoever
 waits there gets its answer.
@@ -51,6 +59,8 @@ written to a file of it and never sent are lost with it: whoever wrote them is
 named, and --accept-loss must be said.`,
 	Flags: slices.Concat(planFlags, []cli.Flag{
 		mountFlag,
+		toFuseFlag,
+		initFlag,
 		hiddenAttendedFlag,
 		&cli.BoolFlag{Name: "move", Usage: "unmount --to from where it is when all is done"},
 		&cli.DurationFlag{Name: "timeout", Usage: "give up after `TIME`, and change nothing", Value: swap.DefaultTimeout},
@@ -71,7 +81,7 @@ func runSwap(c *cli.Context, command *attendant) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, watched.end()) }()
-	if c.IsSet("mount") {
+	if c.IsSet("mount") || c.IsSet("to-fuse") {
 		watched.phase("mounting")
 	}
 	unmount, err := newMount(c)

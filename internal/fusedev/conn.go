@@ -1,6 +1,7 @@
 package fusedev
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"unsafe"
@@ -41,6 +42,53 @@ func MountWith(o Options) (*Conn, *Detached, error) {
 		return nil, nil, err
 	}
 	return &Conn{fd: fd, dev: dev, ended: make(chan struct{})}, d, nil
+}
+
+// ErrEnded is of a device whose connection has ended.
+var ErrEnded = errors.New("its FUSE connection has ended")
+
+// Unmounted tells whether a device was never mounted, and so has no connection
+// (fs/fuse/dev.c fuse_dev_ioctl_clone). Of one that has ended the error is
+// ErrEnded.
+func Unmounted(device *os.File) (bool, error) {
+	clone, err := Clone(device)
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EINVAL) { // the latter before Linux 6.16
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer clone.Close()
+	// fuse_dev_poll
+	fds := []unix.PollFd{{Fd: int32(clone.fd)}}
+	for {
+		_, err = unix.Poll(fds, 0)
+		if !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	if err != nil {
+		return false, fmt.Errorf("asking for the state of the FUSE connection: %w", err)
+	}
+	if fds[0].Revents&unix.POLLERR != 0 {
+		return false, ErrEnded
+	}
+	return false, nil
+}
+
+// MountDevice makes a mount of the connection of device, which others may have
+// too. If that is Unmounted, somebody has to answer INIT then. If not, it has a
+// superblock already, whose options stay as they are, for as long as somebody
+// uses it (fs/fuse/inode.c fuse_get_tree, Linux 5.15).
+func MountDevice(device *os.File, o Options) (d *Detached, err error) {
+	raw, err := device.SyscallConn()
+	if err != nil {
+		return nil, fmt.Errorf("mounting the FUSE device: %w", err)
+	}
+	if cerr := raw.Control(func(fd uintptr) { d, _, err = mountOn(int(fd), o) }); cerr != nil {
+		err = cerr
+	}
+	return d, err
 }
 
 func openDevice() (int, error) {

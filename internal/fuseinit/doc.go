@@ -2,5 +2,6 @@
 // a value: to be recorded, written by a user, and given to another kernel in the
 // daemon's place.
 //
-// It owns nothing, and never reads or writes a connection.
+// Terms, Offer and Change are plain values. [AnswerINIT] and [KernelOffer] use a
+// connection for as long as they run, and keep nothing of it.
 package fuseinit

@@ -58,9 +58,11 @@ const mayMiss = uint64(fuse.CAP_ASYNC_READ | fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_
 
 // What is negotiated if nobody knows what was: what any daemon works with.
 // Large requests only fit into a daemon's buffer if it asked for them; the
-// kernel's least is one page (fs/fuse/inode.c process_init_reply).
+// kernel's least is one page (fs/fuse/inode.c process_init_reply). From 7.16 on
+// it sends many FORGETs in one request (fs/fuse/dev.c fuse_read_forget), which an
+// older daemon does not know; nothing else that it sends by itself is newer.
 const (
-	plainMinor = 31
+	plainMinor = 15
 
 	// PlainMaxWrite is the largest write then.
 	PlainMaxWrite = 4096
