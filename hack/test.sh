@@ -1,7 +1,7 @@
 #!/bin/sh
 # test.sh PART…, behind "make test" and its parts:
 #
-#   check  gofmt, go vet, staticcheck
+#   check  gofmt, go vet, staticcheck; and that it builds for aarch64
 #   fuzz   each fuzz target for FUZZTIME
 #   unit   the packages' own tests, with the race detector where it can run
 #   e2e    the commands on real FUSE daemons, real CRIU and real clients
@@ -27,7 +27,10 @@ check() {
 		echo "not formatted by gofmt:" $unformatted >&2
 		return 1
 	}
-	$GO vet ./... && $GO run "$STATICCHECK" ./...
+	for arch in amd64 arm64; do
+		GOARCH=$arch CGO_ENABLED=0 $GO build ./... && GOARCH=$arch $GO vet ./... || return 1
+	done
+	$GO run "$STATICCHECK" ./...
 }
 
 # FUZZTIME counts runs: given a time, go's fuzzing takes the end of it for a

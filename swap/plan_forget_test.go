@@ -49,7 +49,7 @@ func refreshForgetsNames(t *testing.T, same bool) {
 	if got, want := user.Read(fd, 100), "short, and longer, twice"; got != want {
 		t.Errorf("a file that had grown reads %q, want %q", got, want)
 	}
-	if fd, err := user.Call(unix.SYS_OPEN, m.new+"/dir/gone", unix.O_RDWR|unix.O_CREAT, 0o600); err != nil {
+	if fd, err := user.Call(unix.SYS_OPENAT, unix.AT_FDCWD, m.new+"/dir/gone", unix.O_RDWR|unix.O_CREAT, 0o600); err != nil {
 		t.Errorf("a file that was unlinked can't be made: %d, %v", fd, err)
 	}
 }

@@ -24,7 +24,7 @@ func epollEvent(events, data int) []byte {
 func ready(t *testing.T, p *rig.Puppet, epoll int) map[int]bool {
 	t.Helper()
 	b := make([]byte, 12*64)
-	n := p.Must(unix.SYS_EPOLL_WAIT, epoll, b, 64, 0)
+	n := p.Must(unix.SYS_EPOLL_PWAIT, epoll, b, 64, 0, 0, 0)
 	found := map[int]bool{}
 	for i := range n {
 		found[int(binary.NativeEndian.Uint64(b[12*i+4:]))] = true
@@ -127,7 +127,7 @@ func TestSwapOfEpollWaiter(t *testing.T) {
 	r, w := p.Pipe()
 	p.Must(unix.SYS_EPOLL_CTL, epoll, unix.EPOLL_CTL_ADD, r, epollEvent(unix.EPOLLIN, 2))
 	other := p.Spawn(thread)
-	waits := other.Start(unix.SYS_EPOLL_WAIT, epoll, make([]byte, 12), 1, -1)
+	waits := other.Start(unix.SYS_EPOLL_PWAIT, epoll, make([]byte, 12), 1, -1, 0, 0)
 
 	m.swap(t)
 	if waits.Done() {

@@ -21,7 +21,7 @@ func (m *mounts) fifo(t *testing.T, name string) {
 // polled is what poll(2) says of a puppet's descriptor at once.
 func polled(p *rig.Puppet, fd int) int {
 	b := []byte{byte(fd), 0, 0, 0, unix.POLLIN | unix.POLLOUT, 0, 0, 0}
-	p.Must(unix.SYS_POLL, b, 1, 0)
+	p.Must(unix.SYS_PPOLL, b, 1, make([]byte, 16), 0, 0)
 	return int(b[6]) | int(b[7])<<8
 }
 
@@ -235,7 +235,7 @@ func TestSwapOfFIFOInEpoll(t *testing.T) {
 	p.Must(unix.SYS_EPOLL_CTL, ep, unix.EPOLL_CTL_ADD, r, []byte{unix.EPOLLIN, 0, 0, 0, 77, 0, 0, 0, 0, 0, 0, 0})
 	ready := func() (n, data int) {
 		event := make([]byte, 12)
-		n = p.Must(unix.SYS_EPOLL_WAIT, ep, event, 1, 0)
+		n = p.Must(unix.SYS_EPOLL_PWAIT, ep, event, 1, 0, 0, 0)
 		return n, int(event[4])
 	}
 

@@ -78,9 +78,13 @@ func clients(t *testing.T, m *mounts, n int) (all []*client) {
 			in := fmt.Sprintf("in%d", i)
 			m.put(t, in+"/first", "x")
 			c.Chdir(m.old + "/" + in)
-			c.use = func() { result("stat", 0)(c.Call(unix.SYS_STAT, "first", make([]byte, 144))) }
+			c.use = func() {
+				result("stat", 0)(c.Call(unix.SYS_STATX, unix.AT_FDCWD, "first", 0, unix.STATX_BASIC_STATS, make([]byte, 256)))
+			}
 			c.ready = func() { m.put(t, in+"/second", "x") }
-			c.begin = func() *rig.Pending { return c.Start(unix.SYS_STAT, "second", make([]byte, 144)) }
+			c.begin = func() *rig.Pending {
+				return c.Start(unix.SYS_STATX, unix.AT_FDCWD, "second", 0, unix.STATX_BASIC_STATS, make([]byte, 256))
+			}
 			c.end = result("stat", 0)
 		case 3:
 			fd := c.Open(m.old+"/dir", unix.O_RDONLY)
@@ -284,7 +288,7 @@ func TestSwapFromAHungDaemon(t *testing.T) {
 			m.put(t, "unseen", "x")
 			silence(t, m)
 			// One that holds nothing there.
-			passing := bystander.Start(unix.SYS_STAT, filepath.Base(m.old)+"/unseen", make([]byte, 144))
+			passing := bystander.Start(unix.SYS_STATX, unix.AT_FDCWD, filepath.Base(m.old)+"/unseen", 0, unix.STATX_BASIC_STATS, make([]byte, 256))
 			rig.Await(t, 10*time.Second, func() bool { return waits(bystander.PID) }, "the bystander waits")
 			var calls []*rig.Pending
 			for i, c := range all {
@@ -355,7 +359,7 @@ func TestSwapFromADeadMountThatLosesAFile(t *testing.T) {
 	p := rig.StartPuppet(t)
 	fd := p.Open(m.old+"/f", unix.O_RDWR)
 	p.Seek(fd, 4, unix.SEEK_SET)
-	p.Must(unix.SYS_UNLINK, m.old+"/f")
+	p.Must(unix.SYS_UNLINKAT, unix.AT_FDCWD, m.old+"/f", 0)
 	m.oldProc.Kill()
 	m.swapWith(t).Refuses(t, fmt.Sprintf("%d (puppet)", p.PID), fmt.Sprintf("fd %d", fd), "unlinked", "--accept-loss")
 	if r := m.swapWith(t, "--accept-loss").OK(t); !strings.Contains(r.Stderr, "unlinked") {

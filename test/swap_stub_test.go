@@ -36,7 +36,7 @@ func TestSwapOfAProcessThatWaitsInAStub(t *testing.T) {
 			return p.Start(unix.SYS_PWRITE64, fd, []byte("hello"), 5, 100)
 		},
 		"stat": func(m *mounts, p *rig.Puppet, fd int, addr uint64) *rig.Pending {
-			return p.Start(unix.SYS_STAT, m.old+"/other", make([]byte, 144))
+			return p.Start(unix.SYS_STATX, unix.AT_FDCWD, m.old+"/other", 0, unix.STATX_BASIC_STATS, make([]byte, 256))
 		},
 		"page fault": func(m *mounts, p *rig.Puppet, fd int, addr uint64) *rig.Pending {
 			return p.StartLoad(addr+8*page, 10)

@@ -42,11 +42,11 @@ func TestSwapOfTasksInSystemCalls(t *testing.T) {
 		}, 0},
 		{"poll that times out", func(p *rig.Puppet) (*rig.Pending, func(*rig.Puppet)) {
 			r, _ := p.Pipe()
-			return p.Start(unix.SYS_POLL, pollfd(r, unix.POLLIN), 1, int(nap/time.Millisecond)), nil
+			return startPoll(p, pollfd(r, unix.POLLIN), nap), nil
 		}, 0},
 		{"poll", func(p *rig.Puppet) (*rig.Pending, func(*rig.Puppet)) {
 			r, w := p.Pipe()
-			return p.Start(unix.SYS_POLL, pollfd(r, unix.POLLIN), 1, -1), func(other *rig.Puppet) { other.Write(w, "x") }
+			return startPoll(p, pollfd(r, unix.POLLIN), -1), func(other *rig.Puppet) { other.Write(w, "x") }
 		}, 1},
 		{"epoll_wait", func(p *rig.Puppet) (*rig.Pending, func(*rig.Puppet)) {
 			r, w := p.Pipe()

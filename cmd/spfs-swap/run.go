@@ -13,8 +13,10 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"spfs/internal/control"
+	"spfs/internal/exit"
 	"spfs/internal/fusestate"
 	"spfs/internal/mounts"
+	"spfs/internal/ptrace"
 	"spfs/swap"
 )
 
@@ -76,6 +78,9 @@ func runSwap(c *cli.Context, command *attendant) (err error) {
 	// process ends soon after, and the limit bounds what it may take till then.
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(256 << 20)
+	if err := ptrace.Supported(); err != nil {
+		return exit.Refuse(err)
+	}
 	watched, err := newObserver(c.String("trace"))
 	if err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 	"spfs/handover"
 	"spfs/internal/exit"
 	"spfs/internal/privilege"
+	"spfs/internal/ptrace"
 )
 
 var dumpCommand = &cli.Command{
@@ -57,6 +58,9 @@ func dump(c *cli.Context) error {
 	}
 	if c.Duration("timeout") <= 0 {
 		return exit.Usage("--timeout: %v is not a positive time", c.Duration("timeout"))
+	}
+	if err := ptrace.Supported(); err != nil {
+		return exit.Refuse(err)
 	}
 	shortLived()
 	done, err := criuhook.Dump(c.Context, criuhook.DumpOptions{

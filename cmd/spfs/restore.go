@@ -9,6 +9,7 @@ import (
 
 	"spfs/criuhook"
 	"spfs/internal/exit"
+	"spfs/internal/ptrace"
 )
 
 var restoreCommand = &cli.Command{
@@ -88,6 +89,9 @@ func restore(c *cli.Context) error {
 	}
 	if c.Duration("timeout") <= 0 {
 		return exit.Usage("--timeout: %v is not a positive time", c.Duration("timeout"))
+	}
+	if err := ptrace.Supported(); err != nil {
+		return exit.Refuse(err)
 	}
 	shortLived()
 	done, err := criuhook.Restore(c.Context, criuhook.RestoreOptions{

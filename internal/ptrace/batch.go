@@ -297,7 +297,7 @@ func (b *Batch) nudge(ctx context.Context) error {
 	if !b.in.place.has(pc) || pc >= b.in.place.start+unmappedOffset {
 		return b.stoppedAt(stop{kind: stopEvent, sig: unix.SIGTRAP})
 	}
-	if endCall(&r) {
+	if th.endCall(&r) {
 		if err := th.writeRegs(&r); err != nil {
 			return err
 		}

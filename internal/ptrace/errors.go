@@ -14,6 +14,7 @@ var (
 	ErrKernelThread = errors.New("it is a kernel thread")
 	ErrTimeout      = errors.New("it did not stop in time")
 	ErrArch         = errors.New("it is a 32-bit task")
+	ErrMachine      = errors.New("processes are not stopped on this kind of processor")
 	ErrNoVDSO       = errors.New("it has no vDSO")
 	ErrNoSlack      = errors.New("its vDSO has no room behind the text")
 	ErrResidueInUse = errors.New("what a tracer that died left in the vDSO may still be executed")

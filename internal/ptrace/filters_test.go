@@ -49,7 +49,7 @@ func TestSeccompAfterTimeout(t *testing.T) {
 	await(t, "seccomp", func() bool { return must(readStatus(f.pid))(t).Seccomp == 2 })
 	p := must(tr.Seize(ctx, f.pid))(t)
 	prog := NewProgram()
-	prog.Syscall(unix.SYS_PAUSE)
+	prog.Syscall(unix.SYS_PPOLL, Int(0), Int(0), Int(0), Int(0))
 	must(p.Leader().Start(ctx, prog))(t)
 	if err := p.Release(); !errors.Is(err, ErrAbandoned) {
 		t.Errorf("Release: %v, want ErrAbandoned", err)

@@ -243,8 +243,8 @@ func (th *Thread) CallOf() (nr int, args [6]uint64, result int64, ok bool, err e
 		if nr, ok = interrupted(&th.regs); !ok {
 			return nil
 		}
-		i386, err := th.calledAs386()
-		if err != nil || i386 {
+		other, err := th.calledOtherwise()
+		if err != nil || other {
 			ok = false
 			return err
 		}

@@ -36,7 +36,7 @@ func TestCatchLeavesWhatHangs(t *testing.T) {
 	check(t, ps[0].Rest(ctx))
 	th := ps[0].Leader()
 	nr, _, result, ok, err := th.CallOf()
-	if !th.Hung() || nr != unix.SYS_VFORK || result <= 0 || !ok || err != nil {
+	if !th.Hung() || nr != vforkCall || result <= 0 || !ok || err != nil {
 		t.Errorf("hung: %v; call %d, result %d, %v, %v", th.Hung(), nr, result, ok, err)
 	}
 	check(t, ps[0].Release())

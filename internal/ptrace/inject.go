@@ -59,7 +59,11 @@ func (th *Thread) enter(mapped uint64, linger time.Duration) (*injection, error)
 	if in.away, err = th.resumed(in.orig); err != nil {
 		return nil, err
 	}
-	if err := th.p.writeMem(place.start, block(&in.away, in.during, in.mask, mapped, linger)); err != nil {
+	more, err := th.readExtra()
+	if err != nil {
+		return nil, err
+	}
+	if err := th.p.writeMem(place.start, block(&in.away, &more, in.during, in.mask, mapped, linger)); err != nil {
 		return nil, err
 	}
 	fault.Point("ptrace: code written")
@@ -194,7 +198,7 @@ func (in *injection) toExit(ctx context.Context) (uint64, error) {
 	if err := th.readRegs(&r); err != nil {
 		return 0, err
 	}
-	return r.Rax, nil
+	return resultOf(&r), nil
 }
 
 // toSyscallStop waits for the next entry or exit of a system call. SIGSTOP,

@@ -19,11 +19,11 @@ const (
 	syscallInsnBytes = 2    // of syscall and of int $0x80
 )
 
-func (th *Thread) readRegs(r *Regs) error {
-	if err := request(unix.PTRACE_GETREGS, th.TID, 0, unsafe.Pointer(r)); err != nil {
-		return th.failed("read registers of", err)
-	}
-	return nil
+// Supported says why processes can't be stopped on this architecture. They can.
+func Supported() error { return nil }
+
+func getRegs(tid int, r *Regs) error {
+	return request(unix.PTRACE_GETREGS, tid, 0, unsafe.Pointer(r))
 }
 
 func (th *Thread) writeRegs(r *Regs) error {
@@ -70,7 +70,7 @@ func (th *Thread) resumed(r Regs) (Regs, error) {
 // made its call by (get_nr_restart_syscall).
 func (th *Thread) restartSyscall(r *Regs) (uint64, error) {
 	const x32 = 0x40000000
-	i386, err := th.calledAs386()
+	i386, err := th.calledOtherwise()
 	switch {
 	case err != nil:
 		return 0, err
@@ -80,9 +80,9 @@ func (th *Thread) restartSyscall(r *Regs) (uint64, error) {
 	return unix.SYS_RESTART_SYSCALL | r.Orig_rax&x32, nil
 }
 
-// calledAs386 says whether the thread is in a call made by int $0x80, whose
+// calledOtherwise says whether the thread is in a call made by int $0x80, whose
 // numbers are i386's also in a 64-bit program.
-func (th *Thread) calledAs386() (bool, error) {
+func (th *Thread) calledOtherwise() (bool, error) {
 	var info struct { // struct ptrace_syscall_info, its first part
 		op   uint8
 		_    [3]uint8
@@ -133,7 +133,7 @@ func (th *Thread) unspoil(r *Regs) (bool, error) {
 	if !ok || int64(r.Rax) != -int64(unix.EINTR) || !onlyInterrupted[nr] {
 		return false, nil
 	}
-	i386, err := th.calledAs386()
+	i386, err := th.calledOtherwise()
 	if err != nil || i386 {
 		return false, err
 	}
@@ -158,11 +158,17 @@ func (in *injection) call(r *Regs, mode uint64, nr uintptr, args []uint64) {
 // setTable sets r for the walk through a table.
 func setTable(r *Regs, scratch, first uint64) { r.R13, r.R14 = scratch, first }
 
+func resultOf(r *Regs) uint64 { return r.Rax }
+
 func programCounter(r *Regs) uint64 { return r.Rip }
+
+// waitsIn returns the number of the system call that the thread, whose registers
+// r are, waits in.
+func (th *Thread) waitsIn(r *Regs) (nr int, ok bool) { return interrupted(r) }
 
 // endCall makes a system call that was interrupted look as if it had ended
 // with EINTR, and reports whether there was one.
-func endCall(r *Regs) bool {
+func (th *Thread) endCall(r *Regs) bool {
 	if _, ok := interrupted(r); !ok {
 		return false
 	}

@@ -86,7 +86,7 @@ func (th *Thread) leaveResidue(ctx context.Context, where region) error {
 		// Nothing but the last call's time limit, and that of a program's own
 		// ppoll for what a tracer would have sent, is of any length there; and a
 		// parked thread waits for a word.
-		if nr, ok := interrupted(&r); ok && (nr == unix.SYS_PPOLL || nr == unix.SYS_FUTEX) && endCall(&r) {
+		if nr, ok := th.waitsIn(&r); ok && (nr == unix.SYS_PPOLL || nr == unix.SYS_FUTEX) && th.endCall(&r) {
 			if err := th.writeRegs(&r); err != nil {
 				return err
 			}

@@ -57,6 +57,9 @@ func (t *Tracer) seizeAll(ctx context.Context, pids []int, thaw func() error, wa
 		}
 		ps = nil
 	}()
+	if err := Supported(); err != nil {
+		return nil, err
+	}
 	if err := t.timer.start(t.tid); err != nil {
 		return nil, err
 	}

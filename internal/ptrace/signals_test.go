@@ -174,7 +174,7 @@ func TestReleaseBreaksOff(t *testing.T) {
 	tr, ctx := newTracer(t), withTime(t)
 	p := must(tr.Seize(ctx, f.pid))(t)
 	prog := NewProgram()
-	prog.Syscall(unix.SYS_PAUSE)
+	prog.Syscall(unix.SYS_PPOLL, Int(0), Int(0), Int(0), Int(0))
 	b := must(p.Threads[2].Start(ctx, prog))(t)
 	if _, err := p.Threads[1].Start(ctx, prog); !errors.Is(err, ErrBusy) {
 		t.Errorf("second Start: %v, want ErrBusy", err)

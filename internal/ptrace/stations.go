@@ -137,7 +137,11 @@ func (th *Thread) park(word uint64) error {
 	if in.away, err = th.resumed(in.orig); err != nil {
 		return err
 	}
-	if err := th.p.writeMem(in.place.start, block(&in.away, in.during, in.mask, 0, 0)); err != nil {
+	more, err := th.readExtra()
+	if err != nil {
+		return err
+	}
+	if err := th.p.writeMem(in.place.start, block(&in.away, &more, in.during, in.mask, 0, 0)); err != nil {
 		return err
 	}
 	th.p.stations.parked = append(th.p.stations.parked, in)

@@ -9,8 +9,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// pageSize is 4, 16 or 64 KiB on aarch64.
+var pageSize = uint64(os.Getpagesize())
+
 const (
-	pageSize   = 4096
 	atSysinfo  = 33 // AT_SYSINFO_EHDR
 	maxHeaders = 32 // program headers of a vDSO; Linux has 4 to 6
 	maxImage   = 1 << 20

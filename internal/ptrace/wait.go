@@ -157,7 +157,7 @@ func (th *Thread) rests() bool {
 		return false
 	}
 	var r Regs
-	return request(unix.PTRACE_GETREGS, th.TID, 0, unsafe.Pointer(&r)) == nil
+	return getRegs(th.TID, &r) == nil
 }
 
 // poll is poll of the thread. What was seen of it before comes first.
@@ -201,6 +201,13 @@ func (th *Thread) resume(req int, sig unix.Signal) error {
 func (th *Thread) interrupt() error {
 	if err := requestInt(unix.PTRACE_INTERRUPT, th.TID, 0); err != nil {
 		return th.failed("interrupt", err)
+	}
+	return nil
+}
+
+func (th *Thread) readRegs(r *Regs) error {
+	if err := getRegs(th.TID, r); err != nil {
+		return th.failed("read registers of", err)
 	}
 	return nil
 }
