@@ -105,7 +105,7 @@ func (j *job) foreseeable() bool {
 
 // programNow is the program that was written for j, or else a new one.
 func (j *job) programNow(p *Plan, v *verdict) (*program, error) {
-	room, err := roomFor(j.task)
+	room, err := roomFor(j.task, j.table)
 	if err != nil {
 		return nil, err
 	}

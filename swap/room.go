@@ -14,11 +14,22 @@ import (
 // pair, the verdict, the four directories, the program, and one to spare.
 const ownNumbers = 9
 
-// roomFor tells for how many further descriptors task's table has numbers.
-func roomFor(task Task) (int, error) {
+// roomFor tells for how many further descriptors task's table has numbers. t is what
+// is to be swapped of that table, or nil: the limit may have been lowered below the
+// number of one of those, and then nothing can be put in its place (fs/file.c,
+// ksys_dup3).
+func roomFor(task Task, t *FDTable) (int, error) {
 	limit, err := openFilesLimit(task.PID)
 	if err != nil {
 		return 0, err
+	}
+	if t != nil {
+		for _, fd := range t.FDs {
+			if fd.Num >= limit {
+				return 0, fmt.Errorf("process %d: fd %d is above the limit of %d descriptors, so nothing can take its place: raise it (prlimit --nofile)",
+					task.PID, fd.Num, limit)
+			}
+		}
 	}
 	open, err := openDescriptors(task)
 	if err != nil {

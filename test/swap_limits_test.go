@@ -87,6 +87,15 @@ func TestSwapOfProcessesAtTheirLimits(t *testing.T) {
 		{"just enough numbers", func(t *testing.T, p *rig.Puppet) {
 			limitFDs(t, p, openFDs(t, p)+10)
 		}, nil},
+		{"a limit below the number of a file", func(t *testing.T, p *rig.Puppet) {
+			p.Must(unix.SYS_DUP2, 3, 500)
+			limitFDs(t, p, 100)
+		}, []string{"fd 500", "100"}},
+		{"a limit below the number of something else", func(t *testing.T, p *rig.Puppet) {
+			r, _ := p.Pipe()
+			p.Must(unix.SYS_DUP2, r, 500)
+			limitFDs(t, p, 100)
+		}, nil},
 		{"no room for a page", func(t *testing.T, p *rig.Puppet) {
 			limitMemory(t, p, vmSize(t, p))
 		}, []string{"cannot allocate memory"}},
@@ -94,6 +103,16 @@ func TestSwapOfProcessesAtTheirLimits(t *testing.T) {
 		{"no vDSO", func(t *testing.T, p *rig.Puppet) {
 			start, end := mappingCalled(t, p.PID, "[vdso]")
 			p.Must(unix.SYS_MUNMAP, start, end-start)
+		}, []string{"vDSO"}},
+		{"a vDSO whose text is another", func(t *testing.T, p *rig.Puppet) {
+			start, end := mappingCalled(t, p.PID, "[vdso]")
+			const all = unix.PROT_READ | unix.PROT_WRITE | unix.PROT_EXEC
+			p.Must(unix.SYS_MPROTECT, start, end-start, all)
+			p.Store(start+64, []byte(strings.Repeat("\xcc", int(end-start)-64)))
+		}, []string{"vDSO"}},
+		{"a vDSO whose place something else has taken", func(t *testing.T, p *rig.Puppet) {
+			start, end := mappingCalled(t, p.PID, "[vdso]")
+			p.Must(unix.SYS_MMAP, start, end-start, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_FIXED|unix.MAP_PRIVATE|unix.MAP_ANONYMOUS, -1, 0)
 		}, []string{"vDSO"}},
 		{"a filter that kills for socketpair", func(t *testing.T, p *rig.Puppet) {
 			killFor(p, unix.SYS_SOCKETPAIR)
