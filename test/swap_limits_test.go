@@ -309,3 +309,23 @@ func (l *limited) die() {
 	rig.Kill(l.t, l.p.PID)
 	l.p = l.others[0]
 }
+
+// A task that waits in the kernel and can't be stopped is named when the time is
+// over, and nothing is changed: here a parent that has lent its child all until that
+// execs or ends (vfork).
+func TestSwapOfTaskThatCannotBeStopped(t *testing.T) {
+	t.Parallel()
+	l := newLimited(t)
+	// The child answers in the parent's stead.
+	l.p.Must(unix.SYS_CLONE, unix.CLONE_VFORK|fork, 0, 0, 0, 0)
+	child := rig.Tree(l.p.PID)[1]
+	rig.Await(t, 10*time.Second, func() bool { return rig.State(l.p.PID) == "D" }, "the parent waits")
+	l.unchangedBy(t, l.p, func() {
+		rig.Run(t, rig.Build(t).Swap, "run", "--timeout", "3s", "--from", l.old, "--to", l.new).Fails(t, 1, itoa(l.p.PID), "state D")
+	})
+	rig.Kill(t, child)
+	rig.Await(t, 10*time.Second, func() bool { return rig.State(l.p.PID) == "S" }, "the parent goes on")
+	l.whole(false)
+	l.swap(t)
+	l.whole(true)
+}
