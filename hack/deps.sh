@@ -16,7 +16,7 @@
 set -eu
 
 packages="bindfs fuse3 sshfs openssh-client openssh-server
-	gcc libc6-dev libfuse3-dev make
+	gcc libc6-dev libfuse3-dev make qemu-user
 	iproute2 mount procps psmisc util-linux"
 soak_packages="postgresql redis-server redis-tools nginx sqlite3"
 

@@ -3,7 +3,8 @@
 #
 #   check  gofmt, go vet, staticcheck; and that it builds for aarch64
 #   fuzz   each fuzz target for FUZZTIME
-#   unit   the packages' own tests, with the race detector where it can run
+#   unit   the packages' own tests, with the race detector where it can run; and
+#          those of the code for aarch64, by qemu-user
 #   e2e    the commands on real FUSE daemons, real CRIU and real clients
 #
 # Stops at the first part that fails, and says which and what to do next.
@@ -47,7 +48,17 @@ unit() {
 	race=
 	# The race detector needs cgo and a C compiler.
 	[ "$($GO env CGO_ENABLED)" = 1 ] && command -v gcc >/dev/null && race=-race
-	contained $GO test $race -count=1 -timeout 10m $($GO list ./... | grep -v '/test$')
+	contained $GO test $race -count=1 -timeout 10m $($GO list ./... | grep -v '/test$') && aarch64
+}
+
+# What of internal/ptrace needs no ptrace, which qemu-user has not, is run as a
+# program for aarch64 too: above all the code that is put into processes.
+aarch64() {
+	GOARCH=arm64 CGO_ENABLED=0 $GO test -c -o "$tmp/ptrace-arm64" ./internal/ptrace || return 1
+	out=$(cd internal/ptrace && contained qemu-aarch64 "$tmp/ptrace-arm64" -test.v -test.timeout 2m -test.run \
+		'^Test(Stream.*|UnboundLabel|ErrnoOf|SlackBehindText|VDSOAddress|FilterIsAsked|ParseStatus.*)$' 2>&1) &&
+		echo "$out" | grep -q '^--- PASS: TestStreamFlow' || { echo "$out"; return 1; }
+	echo "ok  	spfs/internal/ptrace for aarch64, by qemu-user: $(echo "$out" | grep -c '^--- PASS') tests"
 }
 
 e2e() {

@@ -16,20 +16,19 @@ func TestUnboundLabel(t *testing.T) {
 	}
 }
 
-// Everything that the walk through a table can do, each case in a real
-// process. Calls that must not be made close descriptor 0 of none: they would
-// fail, and the failure be noted.
-func TestProgramFlow(t *testing.T) {
-	f := start(t, "sleepers")
-	tr, ctx := newTracer(t), withTime(t)
-	p := must(tr.Seize(ctx, f.pid))(t)
-	th := p.Leader()
+// flow is a program that does one of the things which the walk through a table
+// can do. Calls that must not be made close descriptor 0 of none: they would fail,
+// and the failure be noted.
+type flow struct {
+	name string
+	make func(p *Program)
+	fail string // name of the call that must fail
+}
+
+// flows are all of them, for a process of that number.
+func flows(pid int) []flow {
 	never := func(p *Program) { p.Syscall(unix.SYS_CLOSE, Int(-1)).Name("never") }
-	for _, c := range []struct {
-		name string
-		make func(p *Program)
-		fail string // name of the call that must fail
-	}{
+	return []flow{
 		{"empty", func(p *Program) {}, ""},
 		{"end", func(p *Program) { p.End(); never(p) }, ""},
 		{"error ends", func(p *Program) {
@@ -73,7 +72,7 @@ func TestProgramFlow(t *testing.T) {
 		}, ""},
 		{"result branch", func(p *Program) {
 			l := p.Label()
-			p.BranchResult(p.Syscall(unix.SYS_GETPID), uint32(f.pid), l)
+			p.BranchResult(p.Syscall(unix.SYS_GETPID), uint32(pid), l)
 			never(p)
 			p.Bind(l)
 		}, ""},
@@ -110,18 +109,33 @@ func TestProgramFlow(t *testing.T) {
 			m := p.Syscall(unix.SYS_MMAP, Int(0), Int(4096), Int(3), Int(unix.MAP_PRIVATE|unix.MAP_ANONYMOUS), Int(-1), Int(0))
 			p.Syscall(unix.SYS_MUNMAP, m, Int(4096))
 		}, ""},
-	} {
+	}
+}
+
+// check compares how the program ended with how it must.
+func (c *flow) check(t *testing.T, err error) {
+	t.Helper()
+	var e *CallError
+	switch {
+	case c.fail == "" && err != nil:
+		t.Error(err)
+	case c.fail != "" && (!errors.As(err, &e) || e.Name != c.fail || e.Errno != unix.EBADF):
+		t.Errorf("%v, want EBADF of %s", err, c.fail)
+	}
+}
+
+// Each of them in a real process.
+func TestProgramFlow(t *testing.T) {
+	f := start(t, "sleepers")
+	tr, ctx := newTracer(t), withTime(t)
+	p := must(tr.Seize(ctx, f.pid))(t)
+	th := p.Leader()
+	for _, c := range flows(f.pid) {
 		t.Run(c.name, func(t *testing.T) {
 			prog := NewProgram()
 			c.make(prog)
 			_, err := th.Run(ctx, prog)
-			var e *CallError
-			switch {
-			case c.fail == "" && err != nil:
-				t.Error(err)
-			case c.fail != "" && (!errors.As(err, &e) || e.Name != c.fail || e.Errno != unix.EBADF):
-				t.Errorf("%v, want EBADF of %s", err, c.fail)
-			}
+			c.check(t, err)
 		})
 	}
 	noScratch(t, f.pid)
