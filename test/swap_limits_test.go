@@ -88,7 +88,7 @@ func TestSwapOfProcessesAtTheirLimits(t *testing.T) {
 			limitFDs(t, p, openFDs(t, p)+10)
 		}, nil},
 		{"a limit below the number of a file", func(t *testing.T, p *rig.Puppet) {
-			p.Must(unix.SYS_DUP2, 3, 500)
+			p.Must(unix.SYS_DUP3, 3, 500, 0)
 			limitFDs(t, p, 100)
 		}, []string{"fd 500", "100"}},
 		{"a limit below the number of something else", func(t *testing.T, p *rig.Puppet) {
