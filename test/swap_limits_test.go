@@ -93,7 +93,7 @@ func TestSwapOfProcessesAtTheirLimits(t *testing.T) {
 		}, []string{"fd 500", "100"}},
 		{"a limit below the number of something else", func(t *testing.T, p *rig.Puppet) {
 			r, _ := p.Pipe()
-			p.Must(unix.SYS_DUP2, r, 500)
+			p.Must(unix.SYS_DUP3, r, 500, 0)
 			limitFDs(t, p, 100)
 		}, nil},
 		{"no room for a page", func(t *testing.T, p *rig.Puppet) {
