@@ -246,13 +246,7 @@ func TestHandoverLeavesRunning(t *testing.T) {
 func TestHandoverBySwap(t *testing.T) {
 	for _, k := range pods(t) {
 		t.Run(k.Name, func(t *testing.T) {
-			client := podClient
-			if k.TCP {
-				// The stub can't open a directory that is being listed once
-				// more on sshfs, and the swap is refused.
-				client = rig.CounterOptions{FDs: 3, Threads: 1, Children: 1}
-			}
-			p := rig.StartPod(t, k, client)
+			p := rig.StartPod(t, k, podClient)
 			p.Counter.CountsOn(50)
 			var before state
 			for round := range rounds / 4 {
