@@ -323,8 +323,11 @@ func unlessGone(err error) error {
 	return err
 }
 
-// seeOff waits for the batches of a team, and lets each process go as soon as
-// all is done in it.
+// seeOff waits for the batches of a team, and lets its processes go when all of
+// them are over. Whoever is let go takes a processor from the batches that are left,
+// and has something to catch up with: if each is let go as soon as it can be, the last
+// one is stopped for longer, and by the median nobody for less. But nobody is kept for
+// a batch that waits for something, such as the daemon of an old file that it closes.
 func (r *run) seeOff(ctx context.Context, t *team) error {
 	var errs []error
 	for _, w := range t.workers {
@@ -333,24 +336,32 @@ func (r *run) seeOff(ctx context.Context, t *team) error {
 	}
 	began := time.Now()
 	batches := make([]*ptrace.Batch, len(t.workers))
+	left := map[int]int{} // by process: how many are not over
 	for i, w := range t.workers {
 		batches[i] = w.batch
+		left[w.job.task.PID]++
 	}
-	next := 0
-	err := r.stopped.tracers[t.tracer].WaitAll(ctx, batches, func(_ *ptrace.Batch, err error) {
-		w := t.workers[next]
-		next++
+	var over []int // processes in which all is done
+	letGo := func() {
+		for _, pid := range over {
+			errs = append(errs, r.stopped.release(pid))
+			fault.Point("let go")
+		}
+		over = nil
+	}
+	err := r.stopped.tracers[t.tracer].WaitAll(ctx, batches, func(i int, err error) {
+		w := t.workers[i]
 		pid := w.job.task.PID
 		if !w.program.relocks { // relock told it
 			errs = append(errs, unlessGone(err))
 		}
 		fault.Point("batch over")
 		r.options.Trace.add(pid, "finish", began)
-		if w.last {
-			errs = append(errs, r.stopped.release(pid))
-			fault.Point("let go")
+		if left[pid]--; left[pid] == 0 {
+			over = append(over, pid)
 		}
-	})
+	}, letGo)
+	letGo()
 	return errors.Join(append(errs, err)...)
 }
 

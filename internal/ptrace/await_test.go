@@ -3,6 +3,7 @@ package ptrace
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 	"unsafe"
@@ -124,5 +125,47 @@ func TestAwait32Ends(t *testing.T) {
 				f.ends()
 			}
 		})
+	}
+}
+
+// Those whose program ends are seen to before one that takes long, wherever that is
+// among them.
+func TestWaitAllPutsOffWhatIsSlow(t *testing.T) {
+	tr, ctx := newTracer(t), withTime(t)
+	slow, said, word := turnstile()
+	quick, _, _, _ := pipeline()
+	programs := []*Program{slow, quick, quick}
+	var fixtures []*fixture
+	var processes []*Process
+	var batches []*Batch
+	for _, prog := range programs {
+		f := start(t, "workers")
+		p := must(tr.Seize(ctx, f.pid))(t)
+		fixtures, processes = append(fixtures, f), append(processes, p)
+		batches = append(batches, must(p.Leader().Start(ctx, prog))(t))
+	}
+	must(batches[0].Await32(ctx, said, 0))(t)
+	var order []int
+	check(t, tr.WaitAll(ctx, batches, func(i int, err error) {
+		check(t, err)
+		order = append(order, i)
+	}, func() {
+		if !slices.Equal(order, []int{1, 2}) {
+			t.Errorf("before the slow one: %v, want the two others", order)
+		}
+		for _, i := range order {
+			check(t, processes[i].Release())
+		}
+		batches[0].wake(word)
+	}))
+	if !slices.Equal(order, []int{1, 2, 0}) {
+		t.Errorf("order: %v, want the slow one last", order)
+	}
+	check(t, processes[0].Release())
+	for _, f := range fixtures {
+		noScratch(t, f.pid)
+		f.signal(unix.SIGUSR2)
+		f.expect("fine")
+		f.ends()
 	}
 }

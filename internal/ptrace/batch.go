@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
-	"slices"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -138,28 +137,56 @@ func (b *Batch) Wait(ctx context.Context) error {
 
 // WaitAll is [Batch.Wait] for many batches of the tracer's processes: each thread
 // is asked to stop as soon as its program has ended, before any is waited for. then
-// is called on the tracer's thread with what Wait would have returned, and may let
-// the process go.
-func (t *Tracer) WaitAll(ctx context.Context, all []*Batch, then func(*Batch, error)) error {
+// is called on the tracer's thread with the index of a batch and what Wait would have
+// returned, and may let its process go. Those that take long come last; slow is called
+// before each of them, and may let go whatever then was called for.
+func (t *Tracer) WaitAll(ctx context.Context, all []*Batch, then func(int, error), slow func()) error {
 	return t.Do(func() error {
-		for some := range slices.Chunk(all, atOnce) {
-			for _, b := range some {
-				if b.over {
-					continue
-				}
-				err := b.wait(ctx)
-				if b.over { // the thread was found to have left it
-					b.finish(err)
-				} else if err == nil { // Wait tells of errors
-					b.told = b.in.th.interrupt() == nil
+		patience := slowTime + time.Duration(len(all))*time.Millisecond
+		var late []int
+		for first := 0; first < len(all); first += atOnce {
+			some := all[first:min(first+atOnce, len(all))]
+			for i, took := range tellToStop(ctx, some, patience) {
+				if took {
+					late = append(late, first+i)
+				} else {
+					then(first+i, some[i].Wait(ctx))
 				}
 			}
-			for _, b := range some {
-				then(b, b.Wait(ctx))
-			}
+		}
+		for _, i := range late {
+			slow()
+			then(i, all[i].Wait(ctx))
 		}
 		return nil
 	})
+}
+
+// slowTime is longer than a program takes whose calls wait for nobody, and which has
+// a processor to itself.
+const slowTime = 20 * time.Millisecond
+
+// tellToStop asks the threads of some to stop when their programs have ended, and says
+// which had not after so much time.
+func tellToStop(ctx context.Context, some []*Batch, patience time.Duration) (late []bool) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	late = make([]bool, len(some))
+	for i, b := range some {
+		if b.over {
+			continue
+		}
+		err := b.wait(ctx)
+		switch {
+		case b.over: // the thread was found to have left it
+			b.finish(err)
+		case err == nil:
+			b.told = b.in.th.interrupt() == nil
+		default: // Wait tells of errors
+			late[i] = errors.Is(err, ErrTimeout)
+		}
+	}
+	return late
 }
 
 // checkInterval is how often Wait looks whether the thread was killed or
