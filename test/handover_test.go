@@ -249,7 +249,7 @@ func TestHandoverBySwap(t *testing.T) {
 			p := rig.StartPod(t, k, podClient)
 			p.Counter.CountsOn(50)
 			var before state
-			for round := range rounds / 4 {
+			for round := range rounds {
 				images := dumpPod(t, p)
 				restorePod(t, p, images, "--strategy", "swap")
 				p.Counter.CountsOn(20)
