@@ -440,3 +440,25 @@ func BenchmarkRead(b *testing.B) {
 		})
 	}
 }
+
+// The verifier goes through the programs each time that they are loaded, which is what
+// most of the loading consists of. It should not go through a function at each call.
+func TestProgramsAreSoonVerified(t *testing.T) {
+	for _, waiting := range []bool{false, true} {
+		r, err := load(waiting)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(r.Close)
+		for name, p := range r.programs.Programs {
+			info, err := p.Info()
+			if err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			const most = 8000
+			if n, known := info.VerifiedInstructions(); known && n > most {
+				t.Errorf("%s: the verifier goes through %d instructions, want at most %d", name, n, most)
+			}
+		}
+	}
+}

@@ -249,8 +249,18 @@ INLINE struct super_block *superblock(struct fuse_conn *fc)
 	return sb;
 }
 
+/* number is the address of an object, which the verifier takes for a pointer to it as
+ * long as it sees where it is from; and a GLOBAL function can't be given such. */
+INLINE u64 number(const void *object)
+{
+	u64 n = 0;
+
+	bpf_probe_read_kernel(&n, sizeof(n), &object);
+	return n;
+}
+
 /* note_conn puts a connection into the map, once a run. */
-static __attribute__((noinline)) int note_conn(u64 address)
+GLOBAL int note_conn(u64 address)
 {
 	struct fuse_conn *fc = (void *)address;
 	struct backing_dev_info *bdi = NULL;
@@ -323,8 +333,9 @@ INLINE int on_fuse(struct inode *inode)
 }
 
 /* is_locked says whether there are locks or leases (fs/locks.c). */
-static __attribute__((noinline)) u32 is_locked(struct inode *inode)
+GLOBAL u32 is_locked(u64 address)
 {
+	struct inode *inode = (void *)address;
 	struct list_head *flock = NULL, *posix = NULL, *lease = NULL;
 	struct file_lock_context *all = NULL;
 	void *at;
@@ -357,27 +368,37 @@ INLINE u32 is_unwritten(struct inode *inode)
 	return flags >> 8 || under_way;
 }
 
+/* mix_name adds a directory entry to what stands for a path: which it is, its name,
+ * and whether it has been removed. */
+GLOBAL u64 mix_name(u64 mix, u64 address)
+{
+	struct dentry *dentry = (void *)address;
+	u64 of = 0; /* one variable for all: stack is scarce where this is called */
+
+	READ(of, dentry, d_name.hash_len);
+	mix = (mix ^ address ^ of << 1) * 0x9e3779b97f4a7c15ULL;
+	mix ^= mix >> 32;
+	READ(of, dentry, d_hash.pprev);
+	return mix ^ !of;
+}
+
 /* name_of stands for the path of a file within its file system, which is another one
  * when a directory on it or the file itself is renamed or removed; 0 if it is too
  * deep down. */
 #define MAX_DEPTH 64
-static __attribute__((noinline)) u64 name_of(struct dentry *dentry)
+GLOBAL u64 name_of(u64 address)
 {
-	u64 mix = 0, of;
+	struct dentry *dentry = (void *)address;
+	u64 mix = 0, parent;
 	int i;
 
-	/* All in one variable: stack is scarce where this is called. */
 	for (i = 0; i < MAX_DEPTH; i++) {
-		of = 0;
-		READ(of, dentry, d_name.hash_len);
-		mix = (mix ^ (u64)dentry ^ of << 1) * 0x9e3779b97f4a7c15ULL;
-		mix ^= mix >> 32;
-		READ(of, dentry, d_hash.pprev);
-		mix ^= !of;
-		READ(of, dentry, d_parent);
-		if (!of || of == (u64)dentry)
+		mix = mix_name(mix, (u64)dentry);
+		parent = 0;
+		READ(parent, dentry, d_parent);
+		if (!parent || parent == (u64)dentry)
 			return mix | 1;
-		dentry = (void *)of;
+		dentry = (void *)parent;
 	}
 	return 0;
 }
@@ -402,7 +423,7 @@ INLINE void fill_node(struct node *n, struct inode *inode)
 	n->generation = GET(inode, i_generation);
 	n->nlink = GET(inode, i_nlink);
 	n->mode = GET(inode, i_mode);
-	n->locked = is_locked(inode);
+	n->locked = is_locked(number(inode));
 	n->unwritten = is_unwritten(inode);
 }
 
@@ -428,7 +449,7 @@ INLINE void fill_open(struct open *o, struct file *file, struct inode *inode)
 	o->mode = GET(file, f_mode);
 	o->pos = GET(file, f_pos);
 	o->mount = mount_id(GET(file, f_path.mnt));
-	o->name = name_of(GET(file, f_path.dentry));
+	o->name = name_of(number(GET(file, f_path.dentry)));
 	o->fh = 0;
 	o->open_flags = 0;
 	o->has_fh = 0;
@@ -442,8 +463,9 @@ INLINE void fill_open(struct open *o, struct file *file, struct inode *inode)
 }
 
 /* close_on_exec reads the descriptor's bit (include/linux/fdtable.h). */
-static __attribute__((noinline)) u32 close_on_exec(struct task_struct *task, u32 fd)
+GLOBAL u32 close_on_exec(u64 address, u32 fd)
 {
+	struct task_struct *task = (void *)address;
 	struct files_struct *files = NULL;
 	struct fdtable *table = NULL;
 	unsigned long *bits = NULL;
@@ -466,7 +488,7 @@ INLINE void file_of_fuse(struct bpf_iter__task_file *ctx, struct task_struct *ta
 	r.tgid = task->tgid;
 	r.table = (u64)GET(task, files);
 	r.fd = ctx->fd;
-	r.close_on_exec = close_on_exec(task, ctx->fd);
+	r.close_on_exec = close_on_exec(number(task), ctx->fd);
 	fill_node(&r.node, inode);
 	fill_open(&r.open, file, inode);
 	note_conn(r.node.conn);
@@ -556,7 +578,7 @@ INLINE void place(struct seq_file *seq, struct task_struct *task, u32 which, voi
 	r.tid = task->pid;
 	r.tgid = task->tgid;
 	r.holder = (u64)holder;
-	r.name = name_of(dentry);
+	r.name = name_of(number(dentry));
 	r.place = which;
 	r.mount = mount_id(mnt);
 	fill_node(&r.node, inode);

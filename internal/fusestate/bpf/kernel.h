@@ -17,6 +17,9 @@ typedef unsigned long long u64;
 
 #define SEC(name) __attribute__((section(name), used))
 #define INLINE static inline __attribute__((always_inline))
+/* GLOBAL functions the verifier looks at once, whatever they are called with, and not
+ * at each call. */
+#define GLOBAL __attribute__((noinline))
 #define KFUNC __attribute__((section(".ksyms")))
 #define NULL ((void *)0)
 
